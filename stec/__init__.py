@@ -1,0 +1,1 @@
+"""Self-supervised learning through efference copies (Scherr, Guo, Moraitis, NeurIPS 2022)."""

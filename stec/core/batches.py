@@ -1,0 +1,62 @@
+"""The order of the data, as a function of (seed, step): nothing to remember, so an interrupted run goes on exactly."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stec.core import distributed
+from stec.core.actions import step_seed
+
+
+class EpochBatches:
+    """Batches of indices: every epoch a new permutation, the incomplete last batch dropped.
+
+    With W processes each takes its own `batch_size / W` of every batch, so that W processes see together what one
+    would. `steps_done` tells how many steps a resumed run has behind it; iteration begins there, also within an epoch.
+
+    Raises ValueError where the batch is larger than the data set or does not divide among the processes.
+
+    >>> [len(batch) for batch in EpochBatches(10, batch_size=4, seed=0)]
+    [4, 4]
+    """
+
+    def __init__(self, n: int, *, batch_size: int, seed: int) -> None:
+        if batch_size < 2:
+            raise ValueError(f"batch size is {batch_size}; a contrastive loss needs at least 2")
+        if batch_size > n:
+            raise ValueError(f"batch size {batch_size} is larger than the data set of {n}; choose at most {n}")
+        if batch_size % distributed.world_size():
+            raise ValueError(f"batch size {batch_size} does not divide among {distributed.world_size()} processes")
+        self.n = n
+        self.batch_size = batch_size
+        self.seed = seed
+        self.steps_done: Callable[[], int] = lambda: 0
+
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return self.n // self.batch_size
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next step belongs to."""
+        return self.steps_done() // len(self)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        epoch, position = divmod(self.steps_done(), len(self))
+        generator = torch.Generator().manual_seed(step_seed(self.seed, epoch, stream=1))
+        order = torch.randperm(self.n, generator=generator)
+        share = self.batch_size // distributed.world_size()
+        for step in range(position, len(self)):
+            start = step * self.batch_size + distributed.rank() * share
+            yield order[start : start + share]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be the same when a run goes on."""
+        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Check that a checkpoint was made on this order of the data; ValueError where it was not."""
+        if state != self.state_dict():
+            raise ValueError(f"the checkpoint was made with {state}, this run has {self.state_dict()}; use the same")

@@ -1,0 +1,75 @@
+"""Checkpoints: read without running anything in them, and turned into plain encoder weights.
+
+A checkpoint is lightning's file with one more entry, "stec": a format number and a record of plain values (preset,
+configuration, commit) from which the networks can be built again. Files are read with `weights_only=True`.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: weights by name, the record of the run, and the number of steps taken."""
+
+    weights: dict[str, Tensor]
+    record: dict[str, Any]
+    step: int
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The weights below `prefix`, such as "encoder", with the prefix taken off."""
+        cut = len(prefix) + 1
+        return {name[cut:]: value for name, value in self.weights.items() if name.startswith(prefix + ".")}
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU. ValueError names the file where it is torn, foreign or of another version."""
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        raise ValueError(f"no checkpoint at {path}" + (f"; there are {', '.join(near)}" if near else ""))
+    try:
+        raw = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{path} is torn or is no checkpoint ({reason}); use an earlier one of the run folder, or start again"
+        ) from error
+    header = raw.get("stec") if isinstance(raw, dict) else None
+    if not isinstance(header, dict) or "state_dict" not in raw:
+        raise ValueError(f"{path} was not written by stec; an encoder's plain weights load with load_state_dict")
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {header.get('format')}, this version of stec reads {FORMAT}")
+    return Checkpoint(raw["state_dict"], header["record"], int(raw["global_step"]))
+
+
+def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str | Path) -> None:
+    """Load weights by name, all of them or none. ValueError lists what differs between the two architectures."""
+    mine = module.state_dict()
+    missing = sorted(set(mine) - set(weights))
+    surplus = sorted(set(weights) - set(mine))
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} in the file, {tuple(mine[name].shape)} here"
+        for name in sorted(set(mine) & set(weights))
+        if mine[name].shape != weights[name].shape
+    ]
+    differences = [
+        f"{len(names)} {what}, first {names[0]}"
+        for what, names in (("missing", missing), ("not known here", surplus), ("of another shape", shapes))
+        if names
+    ]
+    if differences:
+        raise ValueError(f"{source} holds another architecture: {'; '.join(differences)}")
+    module.load_state_dict(weights)
+
+
+def export_weights(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Write weights by name as safetensors, values unchanged."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, str(path))

@@ -1,0 +1,172 @@
+"""The one LightningModule: knows the batch type, neither the modality nor the method."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from stec.core import distributed
+from stec.core.actions import ViewPair, step_seed
+from stec.core.checkpoints import FORMAT
+from stec.core.networks import MomentumEncoder
+from stec.core.objective import Features, STECObjective, encode
+from stec.core.optim import parameter_groups, warmup_cosine
+from stec.core.probe import OnlineProbe
+
+Views = Callable[[Any, torch.Generator], ViewPair]
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the message names the step, the term and the cure."""
+
+
+class Learner(lightning.LightningModule):
+    """Trains an encoder by an objective on pairs of views, with an online probe on detached features.
+
+    `views(batch, generator)` makes a ViewPair of whatever the loader yields, on the device; its randomness is a
+    function of (seed, step, process). `optimizer` makes an optimiser of parameter groups that already carry
+    `weight_decay`; `adapt` is the rule that sorts parameters into them (`stec.core.optim.by_kind`). The learning rate
+    warms up and decays per step. `target_momentum` is the momentum encoder's, for objectives that want one.
+
+    Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
+    `check_every` steps, because reading waits for the device; between two reads nothing does. `compiled` compiles the
+    encoder. `record` is what a checkpoint says of itself: plain values that recreate the networks.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        objective: STECObjective,
+        *,
+        views: Views,
+        optimizer: OptimizerFactory,
+        adapt: Callable[[str, nn.Parameter], bool],
+        weight_decay: float,
+        warmup_steps: int,
+        total_steps: int,
+        seed: int,
+        probe: OnlineProbe | None = None,
+        target_momentum: float | None = None,
+        channels_last: bool = False,
+        check_every: int = 1,
+        compiled: bool = False,
+        record: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if objective.needs_target and target_momentum is None:
+            raise ValueError("a model of this objective reads a momentum encoder; give target_momentum")
+        self.encoder = encoder.to(memory_format=torch.channels_last) if channels_last else encoder
+        self.objective = objective
+        self.probe = probe
+        self.target = (
+            MomentumEncoder(self.encoder, momentum=target_momentum)
+            if objective.needs_target and target_momentum is not None
+            else None
+        )
+        self.views = views
+        self.make_optimizer = optimizer
+        self.adapt = adapt
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.total_steps = total_steps
+        self.seed = seed
+        self.channels_last = channels_last
+        self.check_every = check_every
+        self.record = dict(record or {})
+        # In a tuple, outside the module tree: checkpoints keep the keys of the plain encoder.
+        self._encoder = (torch.compile(self.encoder) if compiled else self.encoder,)
+        self._trace: list[Tensor] = []
+        self._read = 0
+        self.last: dict[str, float] = {}  # the means of the last read, for a progress bar
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is logged: the terms of Eq. 2, their sum, and the online probe's accuracy."""
+        return (*self.objective.names, "loss", *(("online",) if self.probe is not None else ()))
+
+    def make_pair(self, batch: Any, step: int) -> ViewPair:
+        """The views of a batch at a step: the same on every call."""
+        generator = torch.Generator().manual_seed(step_seed(self.seed, step, stream=2 + distributed.rank()))
+        pair = self.views(batch, generator)
+        if not self.channels_last:
+            return pair
+        x, x_prime = (view.to(memory_format=torch.channels_last) for view in (pair.x, pair.x_prime))
+        return pair._replace(x=x, x_prime=x_prime)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        pair = self.make_pair(batch, self.global_step)
+        online = encode(self._encoder[0], pair)
+        target = encode(self.target, pair) if self.target is not None else None
+        terms = self.objective(online, target, pair)
+        loss = terms["loss"]
+        if self.probe is not None:
+            probe_loss, terms["online"] = self.probe(both_views(online), pair.label.repeat(2))
+            loss = loss + probe_loss
+        self._trace.append(torch.stack([terms[name].detach().float() for name in self.names]))
+        if (self.global_step + 1) % self.check_every == 0:
+            self.read_terms()
+        return loss
+
+    def read_terms(self) -> None:
+        """Read the terms since the last read, log their means, and raise NonFiniteLoss where one is not finite."""
+        if not self._trace:
+            return
+        trace = torch.stack(self._trace)
+        if distributed.world_size() > 1:
+            torch.distributed.all_reduce(trace)
+            trace /= distributed.world_size()
+        trace, steps, self._trace = trace.cpu(), len(self._trace), []
+        terms = trace[:, : len(self.objective.names) + 1]  # the probe's accuracy is NaN where nothing is labelled
+        bad = (~terms.isfinite()).nonzero()
+        if len(bad):
+            row, term = (int(i) for i in bad[0])
+            raise NonFiniteLoss(
+                f"{self.names[term]} became {float(terms[row, term])} at step {self._read + row}. The last checkpoint "
+                "holds a state before it. Try a lower learning rate, a longer warm-up, or bf16 in place of fp16."
+            )
+        self._read += steps
+        self.last = dict(zip(self.names, trace.mean(dim=0).tolist()))
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in self.loggers:
+            logger.log_metrics({**self.last, "lr": rate}, step=self._read)
+
+    def optimizer_step(self, *args: Any) -> None:
+        """The optimiser's step, then every momentum encoder's."""
+        super().optimizer_step(*args)
+        progress = min(1.0, (self.global_step + 1) / self.total_steps)
+        for module in self.modules():
+            if isinstance(module, MomentumEncoder):
+                module.update(1.0 - (1.0 - module.momentum) * (math.cos(math.pi * progress) + 1.0) / 2.0)
+
+    def on_train_start(self) -> None:
+        self._read = self.global_step
+        self._trace = []
+
+    def on_train_end(self) -> None:
+        self.read_terms()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.read_terms()  # weights that a NaN has reached are not written
+        checkpoint["stec"] = {"format": FORMAT, "record": self.record}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = parameter_groups(
+            self,
+            weight_decay=self.weight_decay,
+            # The probe is no part of the method: plain steps, without decay or adaptation.
+            adapt=lambda name, parameter: not name.startswith("probe.") and self.adapt(name, parameter),
+        )
+        optimizer = self.make_optimizer(groups)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.total_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def both_views(features: Features) -> Tensor:
+    """(2b, f): what a probe reads, the features of both views; of a tuple of representations the first."""
+    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in features if part is not None])

@@ -1,0 +1,55 @@
+"""Manipulation-related inverse models q(a_manip | a_id = 0, x, x'): which action turned one view into the other?"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stec.core import distributed
+from stec.core.actions import Bins, ViewPair
+from stec.core.losses import binned_nll, gaussian_nll
+from stec.core.objective import Features, InverseModel
+
+
+class BinnedActions(InverseModel):
+    """Eq. 3: a softmax over K bins for each component of the action, read off the features of both views.
+
+    `head` (psi) maps the concatenated features (b, 2f) to (b, d * K), component after component. The loss is the mean
+    over valid pairs and over components; the paper's sum over d components is d times that.
+    """
+
+    def __init__(self, head: nn.Module, bins: Bins) -> None:
+        super().__init__()
+        self.head = head
+        self.bins = bins
+
+    def logits(self, online: Features) -> Float[Tensor, "b d k"]:
+        """The model's beliefs psi, one row of K for each component."""
+        flat: Tensor = self.head(torch.cat((online.x, online.x_prime), dim=1))
+        return flat.unflatten(1, (-1, self.bins.bins))
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
+        loss = binned_nll(self.logits(online), self.bins(pair.action), pair.valid)
+        return loss * distributed.share_of_mean(pair.valid.sum())
+
+
+class RegressedActions(InverseModel):
+    """The L2 ablation of Fig. 3A: q is a normal distribution around the action that `head` reads off both views.
+
+    `head` maps (b, 2f) to (b, d); `std` (d,) is the fixed standard deviation of each component in the action's units.
+    The loss is the mean over valid pairs and components of ((a - mu) / std)^2 / 2, the negative log-likelihood in nats
+    up to its constant.
+    """
+
+    std: Tensor
+
+    def __init__(self, head: nn.Module, *, std: Float[Tensor, " d"]) -> None:
+        super().__init__()
+        if not bool((std > 0).all()):
+            raise ValueError(f"std is {std.tolist()}; need positive values, or leave constant components out")
+        self.head = head
+        self.register_buffer("std", std)
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
+        mean = self.head(torch.cat((online.x, online.x_prime), dim=1))
+        loss = gaussian_nll(mean, pair.action, self.std, pair.valid)
+        return loss * distributed.share_of_mean(pair.valid.sum())

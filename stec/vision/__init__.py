@@ -1,0 +1,1 @@
+"""Image S-TEC: crops and flips as affine actions, batched views with their actions, data, encoders."""

@@ -1,0 +1,291 @@
+"""Equation 2, the chain rule behind it, and the proof that the interface carries the other methods."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stec.core.actions import Bins, ViewPair
+from stec.core.identity import SimCLR
+from stec.core.losses import binned_nll, info_nce, nt_xent
+from stec.core.manipulation import BinnedActions, RegressedActions
+from stec.core.networks import MomentumEncoder, mlp, projection_head
+from stec.core.objective import Features, InverseModel, STECObjective, encode
+
+
+def a_pair(b: int = 6, d: int = 4) -> ViewPair:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2 * b, 8, generator=generator)
+    return ViewPair(
+        x[:b],
+        x[b:],
+        torch.randn(b, d, generator=generator),
+        torch.ones(b, dtype=torch.bool),
+        torch.zeros(b, dtype=torch.long),
+    )
+
+
+def an_objective(weight: float = 0.3) -> STECObjective:
+    torch.manual_seed(0)
+    return STECObjective(
+        {
+            "identity": SimCLR(projection_head(5, 7, 3), temperature=0.5),
+            "manipulation": BinnedActions(mlp(10, [9], 4 * 6), Bins.uniform(-2.0, 2.0, 6)),
+        },
+        {"identity": 2.0, "manipulation": weight},
+    )
+
+
+def test_the_loss_is_the_weighted_sum_of_named_terms() -> None:
+    terms = an_objective()(encode(nn.Linear(8, 5), a_pair()), None, a_pair())
+    assert set(terms) == {"identity", "manipulation", "loss"}
+    torch.testing.assert_close(terms["loss"], 2.0 * terms["identity"] + 0.3 * terms["manipulation"])
+
+
+@pytest.mark.parametrize(
+    ("names", "weights"), [(["identity"], ["identities"]), (["loss"], ["loss"]), ([], []), (["a"], ["a", "b"])]
+)
+def test_names_must_agree(names: list[str], weights: list[str]) -> None:
+    model = SimCLR(nn.Identity(), temperature=0.5)
+    with pytest.raises(ValueError, match="same names"):
+        STECObjective({name: model for name in names}, {name: 1.0 for name in weights})
+
+
+def test_chain_rule_on_random_joint_tables() -> None:
+    """Eq. 1: KL over (a_id, a_manip) = L_id + p(a_id = 0) L_manip, since a switched object has one dummy action."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        k = 6
+        p_id, q_id = torch.rand(2, 2, dtype=torch.float64, generator=generator) + 0.05
+        p_id, q_id = p_id / p_id.sum(), q_id / q_id.sum()
+        p_m, q_m = torch.rand(2, k, dtype=torch.float64, generator=generator).softmax(1)
+        # joint over {a_id = 0} x k actions and the single (1, unknown)
+        p = torch.cat((p_id[:1] * p_m, p_id[1:]))
+        q = torch.cat((q_id[:1] * q_m, q_id[1:]))
+        joint = (p * (p / q).log()).sum()
+        identity = (p_id * (p_id / q_id).log()).sum()
+        manipulation = (p_m * (p_m / q_m).log()).sum()
+        torch.testing.assert_close(joint, identity + p_id[0] * manipulation, rtol=1e-12, atol=1e-12)
+        # With a perfect copy the divergence is the code's loss: -log q of the true action.
+        true = int(torch.randint(k, (), generator=generator))
+        nll = binned_nll(q_m.log()[None, None], torch.tensor([[true]]))
+        torch.testing.assert_close(nll - q_id[0].log(), -q[true].log())
+
+
+def test_an_invalid_pair_carries_no_manipulation_gradient() -> None:
+    model = an_objective().models["manipulation"].eval()
+    pair = a_pair()
+    h, h_prime = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    valid = torch.tensor([True, True, False, True, False, True])
+    loss = model(Features(h, h_prime), None, pair._replace(valid=valid))
+    (gradient,) = torch.autograd.grad(loss, h)
+    assert (gradient[~valid] == 0).all()
+    assert (gradient[valid].abs().sum(dim=1) > 0).all()
+
+
+def test_zero_logits_give_log_k_and_the_true_bins_give_zero() -> None:
+    pair, bins = a_pair(), Bins.uniform(-2.0, 2.0, 6)
+    zero = BinnedActions(mlp(10, [], 24), bins)
+    nn.init.zeros_(zero.head.output.weight)
+    nn.init.zeros_(zero.head.output.bias)
+    features = Features(torch.randn(6, 5), torch.randn(6, 5))
+    assert zero(features, None, pair).item() == pytest.approx(math.log(6), abs=1e-6)
+
+    class Oracle(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            return F.one_hot(bins(pair.action), 6).float().flatten(1) * 100
+
+    assert BinnedActions(Oracle(), bins)(features, None, pair).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_logits_belong_to_their_component() -> None:
+    """Column block k of the head is component k: teach the head one component's bins and only its loss falls."""
+    pair, bins = a_pair(), Bins.uniform(-2.0, 2.0, 6)
+    target = bins(pair.action)
+
+    class KnowsThird(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            logits = torch.zeros(6, 4, 6)
+            logits[:, 2] = F.one_hot(target[:, 2], 6) * 100.0
+            return logits.flatten(1)
+
+    loss = BinnedActions(KnowsThird(), bins)(Features(torch.zeros(6, 5), torch.zeros(6, 5)), None, pair)
+    assert loss.item() == pytest.approx(3 / 4 * math.log(6), abs=1e-6)
+
+
+def test_regressed_actions_at_the_truth() -> None:
+    pair = a_pair()
+    std = torch.tensor([1.0, 2.0, 0.5, 1.0])
+
+    class Says(nn.Module):
+        def __init__(self, value: Tensor) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.value
+
+    features = Features(torch.zeros(6, 5), torch.zeros(6, 5))
+    assert RegressedActions(Says(pair.action), std=std)(features, None, pair).item() == 0.0
+    off = RegressedActions(Says(pair.action + std), std=std)(features, None, pair)
+    assert off.item() == pytest.approx(0.5, abs=1e-6)
+    with pytest.raises(ValueError, match="constant components"):
+        RegressedActions(nn.Identity(), std=torch.tensor([1.0, 0.0]))
+
+
+def test_simclr_projects_both_views_in_one_pass() -> None:
+    """BatchNorm in the projector sees 2b rows: two passes of b would give other numbers."""
+    torch.manual_seed(0)
+    projector = projection_head(5, 7, 3)
+    h, h_prime = torch.randn(6, 5), torch.randn(6, 5) + 3
+    loss = SimCLR(projector, temperature=0.5)(Features(h, h_prime), None, a_pair())
+    joint = projector(torch.cat((h, h_prime)))
+    torch.testing.assert_close(loss, nt_xent(joint[:6], joint[6:], 0.5))
+    assert not torch.allclose(loss, nt_xent(projector(h), projector(h_prime), 0.5), atol=1e-3)
+
+
+def test_projection_head_as_the_released_code_has_it() -> None:
+    head = projection_head(512, 512, 64)
+    assert sum(p.numel() for p in head.parameters()) == 296_576 + 0  # theory.md section 3
+    assert not head.bn_output.bias.requires_grad
+    assert head.output.bias is None
+    manipulation = mlp(1024, [512], 36)
+    assert sum(p.numel() for p in manipulation.parameters()) == 544_292
+
+
+def test_encode_makes_one_pass_over_both_views() -> None:
+    calls: list[int] = []
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            calls.append(len(x))
+            return x[:, :3], x[:, 3:]
+
+    pair = a_pair()
+    features = encode(Counts(), pair)
+    assert calls == [12]
+    torch.testing.assert_close(features.x[1], pair.x[:, 3:])
+    torch.testing.assert_close(features.x_prime[0], pair.x_prime[:, :3])
+    alone = encode(Counts(), pair._replace(x_prime=None))
+    assert alone.x_prime is None
+    assert calls == [12, 6]
+
+
+def test_momentum_encoder_limits() -> None:
+    online = nn.Linear(3, 3)
+    target = MomentumEncoder(online, momentum=0.9)
+    before = target.module.weight.clone()
+    with torch.no_grad():
+        online.weight.add_(1.0)
+    target.update(1.0)
+    torch.testing.assert_close(target.module.weight, before)
+    target.update(0.75)
+    torch.testing.assert_close(target.module.weight, before + 0.25)
+    target.update(0.0)
+    torch.testing.assert_close(target.module.weight, online.weight)
+    assert not target(torch.randn(2, 3, requires_grad=True)).requires_grad
+    assert len(list(target.parameters())) == 2  # the online module is followed, not owned
+
+
+# --- the interface carries the methods that come next (CONTRIBUTING.md), each in a few lines -------------------------
+
+
+class BYOL(InverseModel):
+    needs_target = True
+
+    def __init__(self, projector: nn.Module, predictor: nn.Module) -> None:
+        super().__init__()
+        self.projector, self.predictor = projector, predictor
+        self.target_projector = MomentumEncoder(projector, momentum=0.99)
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        assert target is not None
+        p = self.predictor(self.projector(torch.cat((online.x, online.x_prime))))
+        z = self.target_projector(torch.cat((target.x_prime, target.x)))
+        return 2 * (2 - 2 * F.cosine_similarity(p, z)).mean()
+
+
+class ReLIC(InverseModel):
+    needs_target = True
+
+    def __init__(self, projector: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.projector, self.temperature = projector, temperature
+        self.target_projector = MomentumEncoder(projector, momentum=0.99)
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        assert target is not None
+        z = F.normalize(self.projector(torch.cat((online.x, online.x_prime)))).chunk(2)
+        t = F.normalize(self.target_projector(torch.cat((target.x_prime, target.x)))).chunk(2)
+        rows = torch.arange(len(z[0]))
+        logits = [a @ b.T / self.temperature for a, b in zip(z, t)]
+        kl = [
+            F.kl_div(p.log_softmax(1), q.detach().log_softmax(1), log_target=True, reduction="batchmean")
+            for p, q in (logits, logits[::-1])
+        ]
+        nce = [info_nce(a, b, positives=rows, temperature=self.temperature) for a, b in zip(z, t)]
+        return (sum(nce) + sum(kl)) / 2
+
+
+class VarianceCovariance(InverseModel):
+    """VICReg's L_reg: a regulariser is a term like any other."""
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        return sum(
+            F.relu(1 - (h.var(dim=0) + 1e-4).sqrt()).mean() + h.T.cov().square().triu(1).sum() * 2 / h.shape[1]
+            for h in (online.x, online.x_prime)
+        )
+
+
+class CPC(InverseModel):
+    """Over time: one view, whose features are (context, latents)."""
+
+    def __init__(self, predictor: nn.Module) -> None:
+        super().__init__()
+        self.predictor = predictor
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        context, latents = online.x
+        predicted, actual = self.predictor(context[:, :-1]).flatten(0, 1), latents[:, 1:].flatten(0, 1)
+        return info_nce(predicted, actual, positives=torch.arange(len(actual)), temperature=1.0)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [BYOL(nn.Linear(5, 4), nn.Linear(4, 4)), ReLIC(nn.Linear(5, 4), 0.5), VarianceCovariance()],
+    ids=["BYOL", "ReLIC", "VICReg"],
+)
+def test_other_identity_models_fit_beside_manipulation(model: InverseModel) -> None:
+    objective = STECObjective(
+        {"identity": model, "manipulation": an_objective().models["manipulation"]},
+        {"identity": 1.0, "manipulation": 1.0},
+    )
+    encoder = nn.Linear(8, 5)
+    target = MomentumEncoder(encoder, momentum=0.99)
+    online = encode(encoder, a_pair())
+    terms = objective(online, encode(target, a_pair()) if objective.needs_target else None, a_pair())
+    terms["loss"].backward()
+    assert encoder.weight.grad is not None
+    assert encoder.weight.grad.abs().sum() > 0
+    assert objective.needs_target == model.needs_target
+
+
+def test_a_sequence_model_fits() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.latents, self.context = nn.Linear(8, 6), nn.GRU(6, 5, batch_first=True)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            z = self.latents(x.unflatten(1, (-1, 8)))
+            return self.context(z)[0], z
+
+    pair = ViewPair(torch.randn(3, 80), None, torch.zeros(3, 0), torch.zeros(3, dtype=torch.bool), torch.zeros(3).long())
+    encoder = Encoder()
+    objective = STECObjective({"time_sensitive": CPC(nn.Linear(5, 6))}, {"time_sensitive": 1.0})
+    terms = objective(encode(encoder, pair), None, pair)
+    terms["loss"].backward()
+    assert terms["time_sensitive"].isfinite()
+    assert encoder.context.weight_ih_l0.grad is not None
