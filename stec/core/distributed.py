@@ -7,7 +7,7 @@ flows back through the gather to the process that a candidate came from.
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -46,13 +46,13 @@ def gather(local: Float[Tensor, "b *rest"]) -> Float[Tensor, "wb *rest"]:
     return result
 
 
-def share_of_mean(count: Tensor) -> Tensor:
-    """The factor that turns a mean over `count` local items into this process's part of the mean over all items.
+def part_of_mean(mean: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tensor, ""]:
+    """Rescale the mean over `count` local items, so that its mean over processes is the mean over all items.
 
-    The mean over processes of `share_of_mean(n) * local_mean` is the mean over all items, however unequal the n are.
+    The counts may differ between processes, as those of valid pairs do.
     """
     if world_size() == 1:
-        return torch.ones_like(count, dtype=torch.float32)
-    total = count.detach().float().clone()
+        return mean
+    total = count.detach().clone()
     dist.all_reduce(total)
-    return count.float() * world_size() / total.clamp(min=1)
+    return mean * (count.double() * world_size() / total.clamp(min=1)).to(mean.dtype)

@@ -29,7 +29,7 @@ class BinnedActions(InverseModel):
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
         loss = binned_nll(self.logits(online), self.bins(pair.action), pair.valid)
-        return loss * distributed.share_of_mean(pair.valid.sum())
+        return distributed.part_of_mean(loss, pair.valid.sum())
 
 
 class RegressedActions(InverseModel):
@@ -52,4 +52,4 @@ class RegressedActions(InverseModel):
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
         mean = self.head(torch.cat((online.x, online.x_prime), dim=1))
         loss = gaussian_nll(mean, pair.action, self.std, pair.valid)
-        return loss * distributed.share_of_mean(pair.valid.sum())
+        return distributed.part_of_mean(loss, pair.valid.sum())
