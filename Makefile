@@ -1,0 +1,10 @@
+.PHONY: setup fmt lint types test bench docs all
+
+setup:   ; pip install -c constraints.txt -e ".[dev]"
+fmt:     ; ruff check --fix . && ruff format .
+lint:    ; ruff check . && ruff format --check . && lint-imports
+types:   ; mypy
+test:    ; pytest
+bench:   ; python -m recipes.bench.vision
+docs:    ; python -m recipes.results.table --write README.md && python -m recipes.vision.ambiguity --out docs/official-label.png
+all:     lint types test
