@@ -104,8 +104,10 @@ class Learner(lightning.LightningModule):
         terms = self.objective(online, target, pair)
         loss = terms["loss"]
         if self.probe is not None:
-            probe_loss, terms["online"] = self.probe(both_views(online), pair.label.repeat(2))
-            loss = loss + probe_loss
+            features = both_views(online)
+            score = self.probe.loss_and_accuracy(features, pair.label.repeat(len(features) // len(pair.label)))
+            terms["online"] = score.accuracy
+            loss = loss + score.loss
         self._trace.append(torch.stack([terms[name].detach().float() for name in self.names]))
         if (self.global_step + 1) % self.check_every == 0:
             self.read_terms()

@@ -108,9 +108,7 @@ def test_the_bound_of_equation_5(seed: int) -> None:
 def test_the_candidates_of_other_processes_count() -> None:
     z, z_prime = random(6, 4).requires_grad_(), random(6, 4, seed=1).requires_grad_()
     whole = nt_xent(z, z_prime, 0.5)
-    parts = [
-        nt_xent(z[i : i + 3], z_prime[i : i + 3], 0.5, everyone=(z, z_prime), first=i) for i in (0, 3)
-    ]
+    parts = [nt_xent(z[i : i + 3], z_prime[i : i + 3], 0.5, everyone=(z, z_prime), first=i) for i in (0, 3)]
     joined = torch.stack(parts).mean()
     torch.testing.assert_close(joined, whole)
     torch.testing.assert_close(torch.autograd.grad(joined, z), torch.autograd.grad(whole, z))

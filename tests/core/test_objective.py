@@ -50,7 +50,7 @@ def test_the_loss_is_the_weighted_sum_of_named_terms() -> None:
 def test_names_must_agree(names: list[str], weights: list[str]) -> None:
     model = SimCLR(nn.Identity(), temperature=0.5)
     with pytest.raises(ValueError, match="same names"):
-        STECObjective({name: model for name in names}, {name: 1.0 for name in weights})
+        STECObjective(dict.fromkeys(names, model), dict.fromkeys(weights, 1.0))
 
 
 def test_chain_rule_on_random_joint_tables() -> None:
@@ -282,7 +282,9 @@ def test_a_sequence_model_fits() -> None:
             z = self.latents(x.unflatten(1, (-1, 8)))
             return self.context(z)[0], z
 
-    pair = ViewPair(torch.randn(3, 80), None, torch.zeros(3, 0), torch.zeros(3, dtype=torch.bool), torch.zeros(3).long())
+    pair = ViewPair(
+        torch.randn(3, 80), None, torch.zeros(3, 0), torch.zeros(3, dtype=torch.bool), torch.zeros(3).long()
+    )
     encoder = Encoder()
     objective = STECObjective({"time_sensitive": CPC(nn.Linear(5, 6))}, {"time_sensitive": 1.0})
     terms = objective(encode(encoder, pair), None, pair)

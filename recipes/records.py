@@ -1,0 +1,130 @@
+"""Records of what was measured: one JSON file, one list of numbers, each with all that is needed to measure it again.
+
+A record names the machine by its kind, never by its name, its user or a path.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One number: which metric, of what, by which protocol."""
+
+    metric: str  # "accuracy" (a share), "manipulation over chance" (nats), ...
+    value: float
+    protocol: str  # "linear", "logistic", "knn", "online", ...
+    details: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """The results of one run and their origin."""
+
+    method: str  # "SimCLR", "S-TEC exact", "raw pixels", ...
+    preset: str
+    data: str
+    seed: int
+    seconds: float  # of pretraining
+    command: str
+    commit: str
+    hardware: str
+    date: str
+    results: list[Result]
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def command() -> str:
+    """How this program was called, without the folders that lead to its files."""
+    words = [Path(word).name if os.sep in word and "=" not in word else word for word in sys.argv[1:]]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
+    return shlex.join(["python", "-m", module, *words])
+
+
+def commit() -> str:
+    """The commit of the source, with "+" where the tree had changes; "unknown" outside a git checkout."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "rev-parse", "--short=10", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")
+
+
+def hardware() -> str:
+    """The kind of machine, such as "AMD EPYC, 2 threads, torch 2.11.0"."""
+    torch_version = torch.__version__.split("+")[0]
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch_version}"
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return f"{processor}, {torch.get_num_threads()} threads, torch {torch_version}"
+
+
+def record(
+    *,
+    method: str,
+    preset: str,
+    data: str,
+    seed: int,
+    seconds: float,
+    results: Sequence[Result],
+    settings: dict[str, object] | None = None,
+) -> Record:
+    """A record with its origin filled in from this process."""
+    return Record(
+        method=method,
+        preset=preset,
+        data=data,
+        seed=seed,
+        seconds=round(seconds, 1),
+        command=command(),
+        commit=commit(),
+        hardware=hardware(),
+        date=datetime.date.today().isoformat(),
+        results=list(results),
+        settings=settings or {},
+    )
+
+
+def write(records: Sequence[Record], path: Path) -> None:
+    """Write records as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps([dataclasses.asdict(r) for r in records], indent=1) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False) as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(path)
+
+
+def read(path: Path) -> list[Record]:
+    """Read what `write` wrote. ValueError names a file that holds something else."""
+    try:
+        entries = json.loads(path.read_text())
+        return [Record(**{**entry, "results": [Result(**r) for r in entry["results"]]}) for entry in entries]
+    except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no results record ({error}); remove it, or write it again") from error

@@ -1,0 +1,137 @@
+"""The images of a Config: for pretraining, and labelled for probing."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from stec.vision.rendered import rendered_images
+
+from recipes.vision.presets import Config
+from stec.vision.data import ImageSet, cifar10, cifar100, stl10
+from stec.vision.folder import ImageFiles, image_folder, imagenet, load
+
+Progress = Callable[[int, int], None]
+
+# Disjoint seeds: no rendered image serves both training and testing.
+RENDERED_TRAIN, RENDERED_TEST, RENDERED_N = 0, 1, 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Images in memory, or image files to be streamed, and what a person wants to know of them."""
+
+    images: ImageSet | ImageFiles
+    note: str  # one line: how many, from where, how many left out
+
+    @property
+    def resident(self) -> bool:
+        return isinstance(self.images, ImageSet)
+
+    def image_size(self, fallback: int) -> tuple[int, int]:
+        """(H, W) that the law of the crops is drawn for; files of many sizes count as squares of `fallback`."""
+        if isinstance(self.images, ImageSet):
+            h, w = self.images.images.shape[2:]
+            return int(h), int(w)
+        return fallback, fallback
+
+
+def _root(config: Config) -> Path:
+    if config.root is None:
+        raise ValueError(f"preset {config.preset!r} reads {config.data} from a folder: give --root FOLDER")
+    return config.root.expanduser()
+
+
+def _in_memory(config: Config, files: ImageFiles, size: int | None, progress: Progress | None) -> Inputs:
+    """Decode files into memory where they fit, else leave them to be streamed."""
+    loaded = load(
+        files,
+        size=size,
+        memory_budget=int(config.memory_gb * 1e9),
+        skip_broken=config.skip_broken,
+        progress=progress,
+    )
+    note = f"{len(loaded.files):,} images"
+    if loaded.broken:
+        note += f", {len(loaded.broken)} unreadable left out: {', '.join(path.name for path, _ in loaded.broken[:3])}"
+    if loaded.resident is None:
+        return Inputs(loaded.files, f"{note}, streamed ({loaded.why_streamed})")
+    return Inputs(loaded.resident, f"{note}, in memory")
+
+
+def folder_split(root: Path, split: Literal["train", "test"]) -> Path | None:
+    """The folder of a split below `root`, if the set is laid out so: train, and test or val."""
+    names = ("train",) if split == "train" else ("test", "val", "valid")
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def has_classes(folder: Path) -> bool:
+    """Whether images lie in class folders: at least two folders, and no image beside them."""
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return len(entries) >= 2 and all(entry.is_dir() for entry in entries)
+
+
+def training_images(config: Config, progress: Progress | None = None) -> Inputs:
+    """The images to pretrain on, labelled where labels are at hand. ValueError where they are missing or broken."""
+    images: ImageSet | None = None
+    if config.data == "rendered":
+        images = ImageSet(
+            *rendered_images(config.limit or RENDERED_N, size=config.augmentation.size or 32, seed=RENDERED_TRAIN)
+        )
+    elif config.data == "cifar10":
+        images = cifar10(_root(config), train=True)
+    elif config.data == "cifar100":
+        images = cifar100(_root(config), train=True)
+    elif config.data == "stl10":
+        images = stl10(_root(config), "train+unlabeled")
+    if images is not None:
+        if config.limit is not None:
+            images = images.subset(config.limit, seed=0)
+        return Inputs(images, f"{len(images):,} images, in memory")
+    if config.data == "imagenet":
+        files = imagenet(_root(config), "train")
+    else:
+        folder = folder_split(_root(config), "train") or _root(config)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} does not exist; give --root a folder of images")
+        files = image_folder(folder, labelled=has_classes(folder))
+    if config.limit is not None:
+        files = files.subset(config.limit, seed=0)
+    return _in_memory(config, files, None, progress)
+
+
+def labelled_images(config: Config, progress: Progress | None = None) -> tuple[Inputs, Inputs]:
+    """Labelled images to fit probes on and to test them on. ValueError where there are no labels."""
+    if config.data == "rendered":
+        size = config.augmentation.size or 32
+        train = rendered_images(config.limit or RENDERED_N, size=size, seed=RENDERED_TRAIN)
+        test = rendered_images(2_000, size=size, seed=RENDERED_TEST)
+        return Inputs(ImageSet(*train), "rendered"), Inputs(ImageSet(*test), "rendered, other seed")
+    if config.data in ("cifar10", "cifar100"):
+        read = cifar10 if config.data == "cifar10" else cifar100
+        train_set, test_set = read(_root(config), train=True), read(_root(config), train=False)
+    elif config.data == "stl10":
+        train_set, test_set = stl10(_root(config), "train"), stl10(_root(config), "test")
+    else:
+        return _labelled_files(config, progress)
+    if config.limit is not None and config.limit < len(train_set):
+        train_set = train_set.subset(config.limit, seed=0)
+    return Inputs(train_set, f"{len(train_set):,} images"), Inputs(test_set, f"{len(test_set):,} images")
+
+
+def _labelled_files(config: Config, progress: Progress | None) -> tuple[Inputs, Inputs]:
+    root = _root(config)
+    if config.data == "imagenet":
+        train, test = imagenet(root, "train"), imagenet(root, "val")
+    else:
+        folders = folder_split(root, "train"), folder_split(root, "test")
+        if folders[0] is None or folders[1] is None or not has_classes(folders[0]):
+            raise ValueError(
+                f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, "
+                "or probe the encoder on another set with --config.root"
+            )
+        train = image_folder(folders[0], labelled=True)
+        test = image_folder(folders[1], labelled=True, classes=train.classes)
+    if config.limit is not None and config.limit < len(train):
+        train = train.subset(config.limit, seed=0)
+    return _in_memory(config, train, None, progress), _in_memory(config, test, None, progress)

@@ -1,0 +1,129 @@
+"""What frozen features are worth, and how well the inverse model reads actions: the numbers behind every table."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from recipes.records import Result
+from recipes.vision import networks
+from recipes.vision.inputs import Inputs
+from recipes.vision.presets import Config
+from stec.core.actions import step_seed
+from stec.core.learner import Learner
+from stec.core.losses import binned_nll
+from stec.core.manipulation import BinnedActions
+from stec.core.objective import encode
+from stec.core.probe import ProbeResult, extract, knn_accuracy, linear_accuracy, logistic_accuracy
+from stec.vision.data import ImageSet
+from stec.vision.streaming import EvalImages
+from stec.vision.views import CROP_FLIP, two_views
+
+Protocol = Literal["linear", "logistic", "knn"]
+PROTOCOLS: tuple[Protocol, ...] = ("linear", "logistic", "knn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Features of labelled images, (n, f) float32 on the CPU."""
+
+    train: Float[Tensor, "n f"]
+    train_labels: Int[Tensor, " n"]
+    test: Float[Tensor, "m f"]
+    test_labels: Int[Tensor, " m"]
+
+
+def device() -> torch.device:
+    """Where features are computed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def plain_batches(inputs: Inputs, config: Config, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images as they are, in [0, 1], without augmentation; streamed files resized and cut at their centre."""
+    if isinstance(inputs.images, ImageSet):
+        data = inputs.images
+        for start in range(0, len(data), size):
+            part = slice(start, start + size)
+            yield data.images[part].float() / 255, data.labels[part]
+    else:
+        images = EvalImages(inputs.images, config.augmentation.size or 224)
+        for pixels, labels in DataLoader(images, batch_size=size, num_workers=config.workers):
+            yield pixels.float() / 255, labels
+
+
+def frozen(encoder: nn.Module, train: Inputs, test: Inputs, config: Config) -> Frozen:
+    """Features of both splits from one pass each."""
+    parts = [extract(encoder, plain_batches(split, config), device=device()) for split in (train, test)]
+    return Frozen(*parts[0], *parts[1])
+
+
+class Pixels(nn.Module):
+    """The baseline without a network: the image itself, flat."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def probe(features: Frozen, protocols: Sequence[Protocol], *, seed: int) -> list[Result]:
+    """Accuracy on the test features by each protocol."""
+    data = (features.train, features.train_labels, features.test, features.test_labels)
+    run: dict[Protocol, Callable[[], ProbeResult]] = {
+        "linear": lambda: linear_accuracy(*data, seed=seed),
+        "logistic": lambda: logistic_accuracy(*data),
+        "knn": lambda: knn_accuracy(*data),
+    }
+    found = [run[protocol]() for protocol in protocols]
+    return [
+        Result("accuracy", round(r.accuracy, 4), r.protocol, {"train": r.n_train, "test": r.n_test, **r.settings})
+        for r in found
+    ]
+
+
+@torch.no_grad()
+def read_actions(
+    learner: Learner, config: Config, images: ImageSet, *, passes: int = 2, batch: int = 256
+) -> list[Result]:
+    """How well the manipulation model reads actions off views of held-out images, in evaluation mode.
+
+    The views follow the law of pretraining without its colour changes, which leave the action alone. Nats are the mean
+    over pairs and components; chance is that of a predictor blind to the views, from 100,000 simulated pairs.
+    """
+    model = learner.objective.models["manipulation"]
+    if not isinstance(model, BinnedActions):
+        return []
+    where = device()
+    network, model = learner.encoder.to(where).eval(), model.to(where).eval()
+    copy = networks.COPIES[config.action]
+    law = dataclasses.replace(
+        CROP_FLIP,
+        size=config.augmentation.size,
+        scale=config.augmentation.scale,
+        ratio=config.augmentation.ratio,
+        p_flip=config.augmentation.p_flip,
+    )
+    nll, hits, count = 0.0, torch.zeros(len(copy.components)), 0
+    for i in range(passes):
+        for start in range(0, len(images), batch):
+            generator = torch.Generator().manual_seed(step_seed(i, start, stream=99))
+            part = images.images[start : start + batch].to(where)
+            pair = two_views(part, generator=generator, augmentation=law, copy=copy)
+            logits, bins = model.logits(encode(network, pair)), model.bins(pair.action)
+            nll += float(binned_nll(logits, bins)) * len(part)
+            hits += (logits.argmax(dim=2) == bins).float().sum(dim=0).cpu()
+            count += len(part)
+    h, w = (int(n) for n in images.images.shape[2:])
+    chance = networks.chance(config, model.bins.cpu(), (h, w))
+    model.bins.to(where)
+    level = float(chance.nll.mean())
+    components = {
+        name: {"accuracy": round(float(hit) / count, 4), "majority": round(float(majority), 4)}
+        for name, hit, majority in zip(copy.components, hits, chance.accuracy)
+    }
+    return [
+        Result("manipulation", round(nll / count, 4), "held-out", {"unit": "nats", "pairs": count, **components}),
+        Result("manipulation minus chance", round(nll / count - level, 4), "held-out", {"chance": round(level, 4)}),
+    ]

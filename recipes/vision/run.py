@@ -1,0 +1,208 @@
+"""One pretraining run: a folder with its configuration, logs and checkpoints, which can be taken up again."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+
+from recipes.progress import EpochProgress, say
+from recipes.vision import inputs, networks
+from recipes.vision.presets import Config
+from stec.core.batches import EpochBatches
+from stec.core.checkpoints import load_checkpoint, load_weights
+from stec.core.learner import Learner
+from stec.core.optim import LARS, by_kind, by_name
+from stec.core.probe import OnlineProbe
+from stec.vision.data import ImageSet, ResidentLoader
+from stec.vision.folder import ImageFiles
+from stec.vision.streaming import CroppedPairs, streaming_loader
+from stec.vision.views import Augmentation
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """A configuration as plain values, for checkpoints and records; where the data lay is left out."""
+    plain = dataclasses.asdict(dataclasses.replace(config, root=None))
+    return {key: _plain(value) for key, value in plain.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_plain(plain: dict[str, Any], root: Path | None) -> Config:
+    """The configuration that `to_plain` wrote. ValueError where a field is unknown or missing."""
+    try:
+        augmentation = plain["augmentation"]
+        tuples = {key: tuple(item) if isinstance(item, list) else item for key, item in augmentation.items()}
+        return Config(**{**plain, "augmentation": Augmentation(**tuples), "root": root})
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"this configuration is of another version of stec: {error}") from error
+
+
+def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """The optimiser by its name, at the configured peak learning rate."""
+    builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+        "lars": lambda groups: LARS(groups, lr=config.lr),
+        "sgd": lambda groups: torch.optim.SGD(groups, lr=config.lr, momentum=0.9),
+        "adamw": lambda groups: torch.optim.AdamW(groups, lr=config.lr),
+    }
+    return builders[config.optimizer]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a finished run leaves in memory."""
+
+    learner: Learner
+    checkpoint: Path
+    seconds: float
+    steps_per_epoch: int
+
+
+def build_learner(config: Config, source: inputs.Inputs, steps_per_epoch: int) -> Learner:
+    """Networks, objective and views of a configuration, ready to train on `source`."""
+    lightning.seed_everything(config.seed, verbose=False)
+    network = networks.encoder(config)
+    feature_dim = int(network.feature_dim)  # type: ignore[arg-type]
+    image_size = source.image_size(config.augmentation.size or 224)
+    classes = len(source.images.classes)
+    return Learner(
+        network,
+        networks.objective(config, feature_dim, image_size),
+        views=networks.views(config),
+        optimizer=optimizer_factory(config),
+        adapt={"kind": by_kind, "name": by_name}[config.adapt],
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_epochs * steps_per_epoch,
+        total_steps=config.epochs * steps_per_epoch,
+        seed=config.seed,
+        probe=OnlineProbe(feature_dim, classes) if classes > 1 else None,
+        channels_last=True,
+        check_every=config.check_every,
+        compiled=config.compiled,
+        record={"config": to_plain(config), "image_size": list(image_size), "classes": classes},
+    )
+
+
+def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
+    """Batches of the source: indexed in memory, on the GPU where there is one, or decoded and cropped by workers."""
+    if isinstance(source.images, ImageSet):
+        device = "cuda" if torch.cuda.is_available() and config.devices == 1 else "cpu"
+        return ResidentLoader(source.images.to(device), batches)
+    files: ImageFiles = source.images
+    law = config.augmentation
+    if law.size is None:
+        raise ValueError("streamed images need a size for their views: give --augmentation.size")
+    pairs = CroppedPairs(files, law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
+    return streaming_loader(pairs, batches, workers=config.workers, pin_memory=torch.cuda.is_available())
+
+
+def check_output(folder: Path) -> None:
+    """ValueError where a run cannot write to `folder`, or would overwrite another run."""
+    if (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest readable checkpoint of a run folder. ValueError where there is none."""
+    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    torn = []
+    for path in found:
+        try:
+            load_checkpoint(path)
+        except ValueError as error:
+            torn.append(str(error))
+        else:
+            for complaint in torn:
+                say(f"{complaint}; going on from {path.name}")
+            return path
+    raise ValueError(f"{folder} has no readable checkpoint; start again with another --out" + "".join(torn))
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run folder. ValueError where the folder holds no run."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run (no config.json); give the folder that a pretraining run made")
+    raw = json.loads(path.read_text())
+    root = raw.pop("root")
+    return from_plain(raw, Path(root) if root else None)
+
+
+def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
+    """Train to the end, from the start or from the last checkpoint of `folder`."""
+    if not resume:
+        check_output(folder)
+    with EpochProgress(quiet=quiet) as progress:
+        source = inputs.training_images(config, progress.reading)
+        batches = EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
+        learner = build_learner(config, source, len(batches))
+        checkpoint = last_checkpoint(folder) if resume else None
+        if not resume:
+            root = str(config.root) if config.root else None
+            (folder / "config.json").write_text(json.dumps({**to_plain(config), "root": root}, indent=1) + "\n")
+        progress.headline(
+            f"{config.preset}: {source.note}; {config.arch} width {config.width}, batch {config.batch_size}, "
+            f"{config.epochs} epochs of {len(batches)} steps, {config.precision}"
+        )
+        saver = ModelCheckpoint(
+            dirpath=folder / "checkpoints",
+            filename="{step}",
+            monitor="step",
+            mode="max",
+            save_top_k=2,  # the one before the last stays, should the last be torn
+            every_n_epochs=config.checkpoint_every,
+            save_on_train_epoch_end=True,
+        )
+        trainer = lightning.Trainer(
+            accelerator="auto",
+            devices=config.devices,
+            strategy="auto" if config.devices == 1 else "ddp",
+            sync_batchnorm=config.devices > 1,
+            precision=config.precision,
+            max_epochs=config.epochs,
+            logger=[
+                CSVLogger(folder, name="", version="logs", flush_logs_every_n_steps=10),
+                TensorBoardLogger(folder, name="", version="logs"),
+            ],
+            callbacks=[saver, progress],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        batches.steps_done = lambda: trainer.global_step
+        start = time.monotonic()
+        trainer.fit(learner, loader(config, source, batches), ckpt_path=checkpoint, weights_only=True)
+        seconds = time.monotonic() - start
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return Outcome(learner, Path(saver.best_model_path), seconds, len(batches))
+
+
+def load_encoder(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
+    """The encoder of a checkpoint in evaluation mode, its configuration, and all the record holds."""
+    checkpoint = load_checkpoint(path)
+    config = from_plain(checkpoint.record["config"], None)
+    network = networks.encoder(config)
+    load_weights(network, checkpoint.part("encoder"), source=path)
+    return network.eval(), config, checkpoint.record

@@ -1,0 +1,231 @@
+"""The Learner on a modality that core does not know: vectors seen from shifted places."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from stec.core.actions import Bins, ViewPair
+from stec.core.batches import EpochBatches
+from stec.core.checkpoints import load_checkpoint, load_weights
+from stec.core.identity import SimCLR
+from stec.core.learner import Learner, NonFiniteLoss
+from stec.core.manipulation import BinnedActions
+from stec.core.networks import MomentumEncoder, mlp
+from stec.core.objective import Features, InverseModel, STECObjective
+from stec.core.optim import LARS, by_kind
+from stec.core.probe import OnlineProbe
+
+N, BATCH, EPOCHS = 64, 16, 3
+STEPS = N // BATCH * EPOCHS
+
+
+class Loader:
+    """Rows of a matrix by the indices of EpochBatches."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.rows = torch.randn(N, 8, generator=generator)
+        self.labels = torch.randint(3, (N,), generator=generator)
+        self.batches = EpochBatches(N, batch_size=BATCH, seed=4)
+        self.state_dict, self.load_state_dict = self.batches.state_dict, self.batches.load_state_dict
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        for index in self.batches:
+            yield self.rows[index], self.labels[index]
+
+
+def shifted(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> ViewPair:
+    rows, labels = batch
+    to_x, to_x_prime = torch.randn(2, len(rows), 1, generator=generator)
+    valid = torch.rand(len(rows), generator=generator) < 0.8
+    return ViewPair(rows + to_x, rows + to_x_prime, to_x_prime - to_x, valid, labels)
+
+
+class NormalIdentity(InverseModel):
+    """A model with a momentum encoder, as BYOL has."""
+
+    needs_target = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor = nn.Linear(6, 6)
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        assert target is not None
+        return (self.predictor(online.x) - target.x_prime).square().mean()
+
+
+class Recording(Learner):
+    """Keeps every step's terms."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.seen: list[dict[str, float]] = []
+
+    def read_terms(self) -> None:
+        fresh = bool(self._trace)
+        super().read_terms()
+        if fresh:
+            self.seen.append(dict(self.last))
+
+
+def a_learner(*, momentum: bool = False, check_every: int = 1, steps: int = STEPS, adam: bool = False) -> Recording:
+    torch.manual_seed(0)
+    models: dict[str, InverseModel] = {
+        "identity": SimCLR(mlp(6, [8], 4), temperature=0.5),
+        "manipulation": BinnedActions(mlp(12, [8], 6), Bins.uniform(-2.0, 2.0, 6)),
+    }
+    weights = {"identity": 1.0, "manipulation": 1.0}
+    if momentum:
+        models["normal"], weights["normal"] = NormalIdentity(), 0.5
+    return Recording(
+        mlp(8, [16], 6),
+        STECObjective(models, weights),
+        views=shifted,
+        optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.02) if adam else LARS(groups, lr=0.5),
+        adapt=by_kind,
+        weight_decay=1e-4,
+        warmup_steps=2,
+        total_steps=steps,
+        seed=7,
+        probe=OnlineProbe(6, 3),
+        target_momentum=0.9 if momentum else None,
+        check_every=check_every,
+        record={"config": {"width": 16}},
+    )
+
+
+def a_trainer(
+    folder: Path, *, steps: int = STEPS, epochs: int = EPOCHS, callbacks: list[Any] | None = None
+) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        max_steps=steps,
+        logger=False,
+        callbacks=callbacks or [],
+        enable_checkpointing=bool(callbacks),
+        default_root_dir=folder,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def fit(learner: Learner, trainer: lightning.Trainer, checkpoint: Path | None = None) -> None:
+    loader = Loader()
+    loader.batches.steps_done = lambda: trainer.global_step
+    trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("stop", [3, 4, 6, 9])
+def test_a_resumed_run_repeats_the_unbroken_one(tmp_path: Path, stop: int, momentum: bool) -> None:
+    """Within an epoch and at its end: the same losses, step by step, and the same weights, bit for bit."""
+    whole = a_learner(momentum=momentum)
+    fit(whole, a_trainer(tmp_path))
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    first = a_learner(momentum=momentum)
+    fit(first, a_trainer(tmp_path, steps=stop, callbacks=[saver]))
+    second = a_learner(momentum=momentum)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1.0)  # whatever the new process starts from
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    fit(second, a_trainer(tmp_path, callbacks=[saver]), tmp_path / f"step={stop}.ckpt")
+    assert len(whole.seen) == STEPS
+    assert first.seen + second.seen == whole.seen
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+def test_training_lowers_the_named_terms(tmp_path: Path) -> None:
+    learner = a_learner(momentum=True, adam=True, steps=200)
+    fit(learner, a_trainer(tmp_path, steps=200, epochs=50))
+    first, last = learner.seen[0], learner.seen[-1]
+    assert set(first) == {"identity", "manipulation", "normal", "loss", "online"}
+    for name in ("identity", "manipulation", "loss"):
+        assert sum(terms[name] for terms in learner.seen[-10:]) / 10 < first[name] - 0.3
+    expected = last["identity"] + last["manipulation"] + 0.5 * last["normal"]
+    assert last["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_views_are_a_function_of_seed_and_step() -> None:
+    learner, batch = a_learner(), (torch.zeros(4, 8), torch.zeros(4, dtype=torch.long))
+    assert torch.equal(learner.make_pair(batch, 5).x, learner.make_pair(batch, 5).x)
+    assert not torch.equal(learner.make_pair(batch, 5).x, learner.make_pair(batch, 6).x)
+
+
+def test_the_momentum_encoder_follows_after_each_step(tmp_path: Path) -> None:
+    learner = a_learner(momentum=True)
+    assert isinstance(learner.target, MomentumEncoder)
+    moves: list[float] = []
+    update = learner.target.update
+    learner.target.update = lambda momentum: (moves.append(momentum), update(momentum))[1]  # type: ignore[method-assign]
+    fit(learner, a_trainer(tmp_path))
+    expected = [1 - 0.1 * (math.cos(math.pi * step / STEPS) + 1) / 2 for step in range(1, STEPS + 1)]
+    assert moves == pytest.approx(expected)
+
+
+def test_the_probe_sends_no_gradient_into_the_encoder() -> None:
+    learner = a_learner()
+    features = learner.encoder(torch.randn(8, 8))
+    assert learner.probe is not None
+    learner.probe.loss_and_accuracy(features, torch.zeros(8, dtype=torch.long)).loss.backward()
+    assert all(parameter.grad is None for parameter in learner.encoder.parameters())
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_nan_stops_the_run_with_step_and_term(tmp_path: Path, check_every: int) -> None:
+    learner = a_learner(check_every=check_every)
+    head = learner.objective.models["manipulation"]
+
+    class Breaks(lightning.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 5:
+                with torch.no_grad():
+                    next(head.parameters()).fill_(float("nan"))
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    with pytest.raises(NonFiniteLoss, match=r"manipulation became nan at step 5.*checkpoint"):
+        fit(learner, a_trainer(tmp_path, callbacks=[Breaks(), saver]))
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=2.ckpt", "step=4.ckpt"}
+
+
+def test_a_checkpoint_loads_without_running_anything_and_tells_its_record(tmp_path: Path) -> None:
+    learner = a_learner()
+    trainer = a_trainer(tmp_path)
+    fit(learner, trainer)
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    checkpoint = load_checkpoint(tmp_path / "end.ckpt")
+    assert checkpoint.step == STEPS
+    assert checkpoint.record == {"config": {"width": 16}}
+    fresh = mlp(8, [16], 6)
+    load_weights(fresh, checkpoint.part("encoder"), source="end.ckpt")
+    x = torch.randn(4, 8)
+    assert torch.equal(fresh.eval()(x), learner.encoder.eval()(x))
+    assert "objective.models.manipulation.bins.edges" in checkpoint.weights
+
+
+def test_momentum_must_be_given_where_a_model_wants_it() -> None:
+    with pytest.raises(ValueError, match="target_momentum"):
+        Learner(
+            nn.Linear(8, 6),
+            STECObjective({"normal": NormalIdentity()}, {"normal": 1.0}),
+            views=shifted,
+            optimizer=lambda groups: LARS(groups, lr=0.1),
+            adapt=by_kind,
+            weight_decay=0.0,
+            warmup_steps=0,
+            total_steps=1,
+            seed=0,
+        )
