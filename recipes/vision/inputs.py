@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from stec.vision.rendered import rendered_images
-
 from recipes.vision.presets import Config
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
-from stec.vision.folder import ImageFiles, image_folder, imagenet, load
+from stec.vision.folder import ImageFiles, image_folder, imagenet
+from stec.vision.loading import load
+from stec.vision.rendered import rendered_images
 
 Progress = Callable[[int, int], None]
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from torch import nn
 
 from recipes.progress import EpochProgress, say
 from recipes.vision import inputs, networks
@@ -25,6 +26,18 @@ from stec.vision.data import ImageSet, ResidentLoader
 from stec.vision.folder import ImageFiles
 from stec.vision.streaming import CroppedPairs, streaming_loader
 from stec.vision.views import Augmentation
+
+
+def quieten() -> None:
+    """Keep lightning's greetings, and warnings that concern its own code, off the terminal."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\).*",
+        "The number of training batches",
+        "Checkpoint directory .* exists and is not empty",
+        ".*does not have many workers",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def to_plain(config: Config) -> dict[str, Any]:
@@ -71,13 +84,11 @@ class Outcome:
     steps_per_epoch: int
 
 
-def build_learner(config: Config, source: inputs.Inputs, steps_per_epoch: int) -> Learner:
-    """Networks, objective and views of a configuration, ready to train on `source`."""
+def build_learner(config: Config, image_size: tuple[int, int], classes: int, *, steps_per_epoch: int) -> Learner:
+    """Networks, objective and views of a configuration, ready to train on images of that size and those classes."""
     lightning.seed_everything(config.seed, verbose=False)
     network = networks.encoder(config)
     feature_dim = int(network.feature_dim)  # type: ignore[arg-type]
-    image_size = source.image_size(config.augmentation.size or 224)
-    classes = len(source.images.classes)
     return Learner(
         network,
         networks.objective(config, feature_dim, image_size),
@@ -150,12 +161,14 @@ def read_config(folder: Path) -> Config:
 
 def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
     """Train to the end, from the start or from the last checkpoint of `folder`."""
+    quieten()
     if not resume:
         check_output(folder)
     with EpochProgress(quiet=quiet) as progress:
         source = inputs.training_images(config, progress.reading)
         batches = EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
-        learner = build_learner(config, source, len(batches))
+        image_size = source.image_size(config.augmentation.size or 224)
+        learner = build_learner(config, image_size, len(source.images.classes), steps_per_epoch=len(batches))
         checkpoint = last_checkpoint(folder) if resume else None
         if not resume:
             root = str(config.root) if config.root else None
@@ -199,10 +212,11 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
     return Outcome(learner, Path(saver.best_model_path), seconds, len(batches))
 
 
-def load_encoder(path: Path) -> tuple[nn.Module, Config, dict[str, Any]]:
-    """The encoder of a checkpoint in evaluation mode, its configuration, and all the record holds."""
+def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
+    """The networks of a checkpoint with their weights, its configuration, and all that the record holds."""
     checkpoint = load_checkpoint(path)
-    config = from_plain(checkpoint.record["config"], None)
-    network = networks.encoder(config)
-    load_weights(network, checkpoint.part("encoder"), source=path)
-    return network.eval(), config, checkpoint.record
+    record = checkpoint.record
+    config = from_plain(record["config"], None)
+    learner = build_learner(config, tuple(record["image_size"]), record["classes"], steps_per_epoch=1)
+    load_weights(learner, checkpoint.weights, source=path)
+    return learner, config, record

@@ -1,0 +1,121 @@
+"""The results table: python -m recipes.results.table [--write README.md].
+
+Reads the committed records, groups them by file and method, and prints mean and standard deviation over seeds for
+each protocol, with the paper's value beside. --write puts the tables between the marks in a Markdown file.
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+
+from recipes import records
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+PROTOCOLS = ("linear", "logistic", "knn")
+
+# Linear accuracy in %, Table 1 of Scherr et al. 2022: 1,000 epochs, 5 runs. By architecture, data and method.
+PAPER = {
+    ("resnet18", "cifar10", "SimCLR"): "91.5 ± 0.1",
+    ("resnet18", "cifar10", "S-TEC"): "92.0 ± 0.2",
+    ("resnet18", "cifar100", "SimCLR"): "65.3 ± 0.3",
+    ("resnet18", "cifar100", "S-TEC"): "66.6 ± 0.3",
+    ("resnet18", "stl10", "SimCLR"): "91.5 ± 0.4",
+    ("resnet18", "stl10", "S-TEC"): "91.6 ± 0.2",
+    ("resnet50", "cifar10", "SimCLR"): "93.2 ± 0.2",
+    ("resnet50", "cifar10", "S-TEC"): "93.9 ± 0.2",
+    ("resnet50", "cifar100", "SimCLR"): "70.8 ± 0.2",
+    ("resnet50", "cifar100", "S-TEC"): "71.9 ± 0.4",
+    ("resnet50", "stl10", "SimCLR"): "94.0 ± 0.1",
+    ("resnet50", "stl10", "S-TEC"): "94.3 ± 0.2",
+    ("resnet50", "imagenet", "SimCLR"): "64.6",
+    ("resnet50", "imagenet", "S-TEC"): "64.8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which records, and where the tables go."""
+
+    results: Path = HERE  # a folder of records, or one file
+    write: Path | None = None  # a Markdown file with the two marks
+
+
+def paper_value(record: records.Record) -> str:
+    """The paper's linear accuracy for this method, of the row that the preset stands for; "small" is CIFAR-10's."""
+    parts = record.preset.split("-")
+    data, arch = ("cifar10", "resnet18") if parts[0] == "small" else (parts[0], parts[1] if len(parts) > 1 else "")
+    return PAPER.get((arch, data, record.method.split(" ")[0]), "")
+
+
+def spread(values: Sequence[float], scale: float, digits: int) -> str:
+    """Mean ± standard deviation over seeds; the value alone of one seed, nothing of none."""
+    if not values:
+        return ""
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+def markdown(found: Sequence[records.Record]) -> str:
+    """One table: a row for each method, with the commands, commits, hardware and dates below."""
+    lines = [
+        "| method | seeds | linear % | logistic % | kNN % | manipulation minus chance, nats | paper, linear % |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(record.method for record in found):
+        rows = [record for record in found if record.method == name]
+
+        def values(metric: str, protocol: str, rows: list[records.Record] = rows) -> list[float]:
+            return [x.value for r in rows for x in r.results if x.metric == metric and x.protocol == protocol]
+
+        cells = [spread(values("accuracy", protocol), 100, 1) for protocol in PROTOCOLS]
+        manipulation = spread(values("manipulation minus chance", "held-out"), 1, 3)
+        # Raw pixels do not depend on the seed but through the linear probe's own.
+        seeds = str(len({r.seed for r in rows}))
+        lines.append(f"| {' | '.join([name, seeds, *cells, manipulation, paper_value(rows[0])])} |")
+    origins = dict.fromkeys(
+        f"`{r.command}`, commit {r.commit}, {r.hardware}, {r.date}" for r in found if r.method != "raw pixels"
+    )
+    return "\n".join([*lines, "", *(f"- {origin}" for origin in origins)])
+
+
+def read_all(path: Path) -> dict[str, list[records.Record]]:
+    """Records by the name of their file. ValueError where there are none."""
+    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    if not files:
+        raise ValueError(f"{path} holds no records (*.json)")
+    return {file.stem: records.read(file) for file in files}
+
+
+def render(path: Path) -> str:
+    """All tables, each under the name of its file."""
+    return "\n\n".join(f"**{name}**\n\n{markdown(found)}" for name, found in read_all(path).items())
+
+
+def put(text: str, into: str) -> str:
+    """The document with `text` between the marks. ValueError where the marks are missing."""
+    if BEGIN not in into or END not in into:
+        raise ValueError(f"the file needs the lines {BEGIN} and {END}, between which the tables go")
+    head, rest = into.split(BEGIN, 1)
+    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+
+
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.results.table", description=__doc__)
+    text = render(arguments.results)
+    if arguments.write is None:
+        print(text)
+    else:
+        arguments.write.write_text(put(text, arguments.write.read_text()))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as mistake:
+        sys.exit(f"error: {mistake}")

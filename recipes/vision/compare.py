@@ -1,0 +1,91 @@
+"""Compare presets over seeds at one budget: python -m recipes.vision.compare small-simclr small-stec --root FOLDER ...
+
+Pretrains every preset with every seed, probes each, and the two baselines (raw pixels, untrained encoder), and writes
+one file of records for recipes/results. Finished runs are kept and interrupted ones taken up, so the same command
+goes on after an interruption, and several processes may share the work by their seeds.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from recipes import records
+from recipes.progress import say
+from recipes.results.table import markdown
+from recipes.vision import evaluate, inputs
+from recipes.vision.presets import Config, preset
+from recipes.vision.run import pretrain, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which presets, which seeds, on which data, for how long."""
+
+    presets: tyro.conf.Positional[tuple[str, ...]]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    root: Path | None = None  # where the data lie
+    epochs: int | None = None  # the presets' own by default
+    limit: int | None = None  # training images; the presets' own by default
+    runs: Path = Path("runs/compare")  # the run folders
+    out: Path | None = None  # the file of records
+
+
+def configure(arguments: Arguments, name: str, seed: int) -> Config:
+    """A preset with the arguments' overrides."""
+    config = preset(name)
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        root=arguments.root,
+        epochs=arguments.epochs or config.epochs,
+        limit=arguments.limit or config.limit,
+    )
+
+
+def one_run(config: Config, folder: Path) -> list[records.Record]:
+    """Pretrain and probe, as far as that is not done yet."""
+    done = folder / "evaluation.json"
+    if done.is_file():
+        return records.read(done)
+    begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
+    if begun and read_config(folder) != config:
+        raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
+    outcome = pretrain(config, folder, resume=begun)
+    found = evaluate.evaluate(evaluate.Arguments(outcome.checkpoint), seconds=outcome.seconds)
+    records.write(found, done)
+    return found
+
+
+def baselines(config: Config, folder: Path) -> list[records.Record]:
+    """Raw pixels and the untrained encoder of this seed."""
+    done = folder / f"baselines-seed{config.seed}.json"
+    if done.is_file():
+        return records.read(done)
+    train, test = inputs.labelled_images(config)
+    found = evaluate.baselines(config, train, test, evaluate.PROTOCOLS)
+    records.write(found, done)
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.vision.compare", description=__doc__)
+    found: list[records.Record] = []
+    for seed in arguments.seeds:
+        for name in arguments.presets:
+            config = configure(arguments, name, seed)
+            found += one_run(config, arguments.runs / f"{name}-seed{seed}")
+        found += baselines(configure(arguments, arguments.presets[0], seed), arguments.runs)
+    if arguments.out:
+        records.write(found, arguments.out)
+        say(f"written to {arguments.out}")
+    print(markdown(found))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as mistake:
+        sys.exit(f"error: {mistake}")

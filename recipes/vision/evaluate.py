@@ -1,0 +1,116 @@
+"""Probe a checkpoint: python -m recipes.vision.evaluate --checkpoint RUN/checkpoints/FILE.ckpt.
+
+Three protocols on frozen features of labelled images: a linear layer by the paper's SGD protocol, logistic regression
+(L-BFGS), weighted k nearest neighbours; and how well the manipulation model reads actions off held-out views. The
+data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
+encoder too. Writes evaluation.json beside the run's config.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+import tyro
+
+from recipes import records
+from recipes.progress import say, table
+from recipes.vision import inputs, networks
+from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, frozen, probe, read_actions
+from recipes.vision.presets import Config, Data, method
+from recipes.vision.run import load_learner, read_config
+from stec.vision.data import ImageSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to probe, on which images, how."""
+
+    checkpoint: Path  # a file of a run's checkpoints folder
+    root: Path | None = None  # where the labelled data lie; the run's own by default
+    data: Data | None = None  # which data; the run's own by default
+    limit: int | None = None  # training images for the probes; the run's own by default
+    protocols: tuple[Protocol, ...] = PROTOCOLS
+    baselines: bool = False  # also probe raw pixels and the untrained encoder
+    out: Path | None = None  # where to write; evaluation.json in the run's folder by default
+
+
+def data_of(arguments: Arguments, config: Config) -> Config:
+    """The configuration with the data that the arguments name."""
+    root = arguments.root
+    folder = arguments.checkpoint.parent.parent
+    if root is None and (folder / "config.json").is_file():
+        root = read_config(folder).root
+    return dataclasses.replace(
+        config, root=root, data=arguments.data or config.data, limit=arguments.limit or config.limit
+    )
+
+
+def baselines(
+    config: Config, train: inputs.Inputs, test: inputs.Inputs, protocols: Sequence[Protocol]
+) -> list[records.Record]:
+    """What raw pixels and the untrained encoder of this seed give."""
+    lightning.seed_everything(config.seed, verbose=False)
+    networks_ = {"raw pixels": Pixels(), "untrained encoder": networks.encoder(config)}
+    return [
+        records.record(
+            method=name,
+            preset=config.preset,
+            data=config.data,
+            seed=config.seed,
+            seconds=0.0,
+            results=probe(frozen(network, train, test, config), protocols, seed=config.seed),
+        )
+        for name, network in networks_.items()
+    ]
+
+
+def evaluate(arguments: Arguments, *, seconds: float = 0.0) -> list[records.Record]:
+    """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
+    learner, config, _ = load_learner(arguments.checkpoint)
+    config = data_of(arguments, config)
+    train, test = inputs.labelled_images(config)
+    done = baselines(config, train, test, arguments.protocols) if arguments.baselines else []
+    results = probe(frozen(learner.encoder, train, test, config), arguments.protocols, seed=config.seed)
+    if "manipulation" in learner.objective.names and isinstance(test.images, ImageSet):
+        results += read_actions(learner, config, test.images)
+    done.append(
+        records.record(
+            method=method(config),
+            preset=config.preset,
+            data=config.data,
+            seed=config.seed,
+            seconds=seconds,
+            results=results,
+            settings={"epochs": config.epochs, "limit": config.limit, "width": config.width},
+        )
+    )
+    return done
+
+
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.vision.evaluate", description=__doc__)
+    done = evaluate(arguments)
+    out = arguments.out or arguments.checkpoint.parent.parent / "evaluation.json"
+    records.write(done, out)
+    table(
+        ["", *arguments.protocols],
+        [
+            [r.method, *(f"{100 * x.value:.1f}" for p in arguments.protocols for x in r.results if x.protocol == p)]
+            for r in done
+        ],
+        title="accuracy, %",
+    )
+    for result in done[-1].results:
+        if result.metric.startswith("manipulation"):
+            say(f"{result.metric}: {result.value:+.3f} nats on held-out views")
+    say(f"written to {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as mistake:
+        sys.exit(f"error: {mistake}")
