@@ -306,16 +306,13 @@ def _bars(figure: Figure, found: Ambiguity, exact_chance: float) -> None:
     axes.text(4.0, 1.98, "exact $t_x$", color=EXACT, ha="center", fontsize=12, weight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     figure.text(11.85 / 16, 5.62 / 6, "What the pixels leave open", fontsize=13, weight="bold")
-    figure.text(
-        11.85 / 16,
-        5.42 / 6,
-        f"The mirror world moves the official $t_x$ to another bin\nin {found.t_x.changed:.0%} of pairs, so "
-        f"$H \\geq {found.t_x.changed:.3f}\\,\\ln 2 = {found.t_x.floor:.3f}$ nats,\n"
-        f"and no reader is right in more than {found.t_x.ceiling:.0%}.",
-        fontsize=10,
-        va="top",
-        linespacing=1.35,
+    t_x = found.t_x
+    lines = (
+        "The mirror world moves the official $t_x$ to another bin",
+        f"in {t_x.changed:.0%} of pairs. Where mirrored scenes are as likely,",
+        f"$H \\geq {t_x.changed:.3f}\\,\\ln 2 = {t_x.floor:.3f}$ nats: right in {t_x.ceiling:.0%} at most.",
     )
+    figure.text(11.85 / 16, 5.42 / 6, "\n".join(lines), fontsize=10, va="top", linespacing=1.35)
 
 
 def draw_figure(found: Ambiguity, path: Path) -> None:
