@@ -146,6 +146,7 @@ def test_logistic_prior_is_as_wide_for_any_number_of_features() -> None:
     narrow = logistic_accuracy(train, labels, test, test_labels)
     wide = logistic_accuracy(train.repeat(1, 40), labels, test.repeat(1, 40), test_labels)
     assert wide.accuracy == pytest.approx(narrow.accuracy, abs=1.5 / 300)
+    assert (narrow.settings["c"], wide.settings["c"]) == (1 / 12, 1 / 480)
 
 
 def test_logistic_is_invariant_to_scale_and_offset_of_each_feature() -> None:
@@ -183,7 +184,7 @@ def _linear_weights(monkeypatch: pytest.MonkeyPatch, seed: int) -> tuple[float, 
 
     monkeypatch.setattr("stec.core.probe.linear_layer", spy)
     sets = _sets(spread=8.0)
-    result = linear_accuracy(*sets, seed=seed, epochs=3, warmup_epochs=1, batch_size=128)
+    result = linear_accuracy(*sets, seed=seed, epochs=3, warmup_epochs=1, batch_size=128, weight_decay=0.1)
     return result.accuracy, torch.cat((layers[0].weight.detach(), layers[0].bias.detach()[:, None]), dim=1)
 
 
@@ -209,7 +210,7 @@ def test_linear_equals_a_loop_of_the_rule_in_float64(monkeypatch: pytest.MonkeyP
             rate = step / 4 if step < 4 else 0.5 * (1 + math.cos(math.pi * (step - 4) / 8))
             batch = order[128 * i : 128 * (i + 1)]
             beliefs = torch.softmax(rows[batch] @ weights.T, dim=1)
-            gradient = (beliefs - targets[batch]).T @ rows[batch] / 128 + 1e-6 * weights
+            gradient = (beliefs - targets[batch]).T @ rows[batch] / 128 + 0.1 * weights
             buffer = 0.9 * buffer + gradient
             weights = weights - 0.04 * rate * (gradient + 0.9 * buffer)
             step += 1
@@ -219,15 +220,17 @@ def test_linear_equals_a_loop_of_the_rule_in_float64(monkeypatch: pytest.MonkeyP
 def test_linear_asks_for_new_features_every_epoch() -> None:
     train, labels, test, test_labels = _sets(spread=0.3)
     asked: list[int] = []
+    scale = torch.ones((), requires_grad=True)
 
     def epoch_features(epoch: int) -> tuple[Tensor, Tensor]:
         asked.append(epoch)
         noise = torch.randn(train.shape, generator=torch.Generator().manual_seed(epoch))
-        return (train + 0.1 * noise).requires_grad_(), labels
+        return scale * (train + 0.1 * noise), labels
 
     arguments = {"seed": 0, "epochs": 6, "warmup_epochs": 1, "batch_size": 64}
     result = linear_accuracy(epoch_features, None, test, test_labels, **arguments)
     assert asked == list(range(6))
+    assert scale.grad is None
     assert result.accuracy == 1.0
     fixed = linear_accuracy(lambda epoch: (train, labels), None, test, test_labels, **arguments)
     assert fixed == linear_accuracy(train, labels, test, test_labels, **arguments)
@@ -342,10 +345,12 @@ def test_online_probe_sends_no_gradient_into_the_encoder() -> None:
     assert probe.linear.weight.grad is not None
 
 
-def test_online_loss_is_in_float32_under_autocast() -> None:
+def test_online_loss_is_in_float32_in_low_precision() -> None:
+    features, labels = torch.randn(4, 6), torch.tensor([0, 1, 2, -1])
     with torch.autocast("cpu", torch.bfloat16):
-        score = OnlineProbe(6, 3).loss_and_accuracy(torch.randn(4, 6), torch.tensor([0, 1, 2, -1]))
-    assert score.loss.dtype == torch.float32
+        assert OnlineProbe(6, 3).loss_and_accuracy(features, labels).loss.dtype == torch.float32
+    narrow = OnlineProbe(6, 3).to(torch.bfloat16)
+    assert narrow.loss_and_accuracy(features.to(torch.bfloat16), labels).loss.dtype == torch.float32
 
 
 class _Encoder(nn.Module):
