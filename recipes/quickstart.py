@@ -104,9 +104,7 @@ def main() -> None:
         for r in found
     ]
     table(["", "logistic, %", "manipulation minus chance, nats"], rows, title="frozen features of held-out images")
-    say(
-        f"{time.monotonic() - start:.0f} s in all. The pairs and what the model read off them: {arguments.out}/pairs.png"
-    )
+    say(f"{time.monotonic() - start:.0f} s in all. Pairs, and what the model read off them: {arguments.out}/pairs.png")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ class Result:
     metric: str  # "accuracy" (a share), "manipulation over chance" (nats), ...
     value: float
     protocol: str  # "linear", "logistic", "knn", "online", ...
-    details: dict[str, object] = dataclasses.field(default_factory=dict)
+    details: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Record:
     hardware: str
     date: str
     results: list[Result]
-    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
 
 def command() -> str:
@@ -93,7 +93,7 @@ def record(
     seed: int,
     seconds: float,
     results: Sequence[Result],
-    settings: dict[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> Record:
     """A record with its origin filled in from this process."""
     return Record(

@@ -81,8 +81,8 @@ def step(arguments: Arguments, precision: torch.dtype | None) -> list[records.Re
     config = dataclasses.replace(preset("cifar10-resnet18-stec"), width=arguments.width)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (arguments.batch, 3, 32, 32), dtype=torch.uint8, device=device)
-    encoder = networks.encoder(config).to(device, memory_format=torch.channels_last)
-    both = networks.objective(config, int(encoder.feature_dim), (32, 32)).to(device)  # type: ignore[arg-type]
+    encoder = networks.encoder(config).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    both = networks.objective(config, int(encoder.feature_dim), (32, 32)).to(device)
     simclr = STECObjective({"identity": both.models["identity"]}, {"identity": 2.0})  # type: ignore[dict-item]
     pipeline = TwoViews(config.augmentation, networks.COPIES["exact"])
     pair = pipeline((images, None), torch.Generator().manual_seed(0))

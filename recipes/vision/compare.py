@@ -15,6 +15,7 @@ from recipes import records
 from recipes.progress import say
 from recipes.results.table import markdown
 from recipes.vision import evaluate, inputs
+from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import pretrain, read_config
 
@@ -64,7 +65,7 @@ def baselines(config: Config, folder: Path) -> list[records.Record]:
     if done.is_file():
         return records.read(done)
     train, test = inputs.labelled_images(config)
-    found = evaluate.baselines(config, train, test, evaluate.PROTOCOLS)
+    found = evaluate.baselines(config, train, test, PROTOCOLS)
     records.write(found, done)
     return found
 

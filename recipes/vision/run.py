@@ -57,8 +57,8 @@ def _plain(value: Any) -> Any:
 def from_plain(plain: dict[str, Any], root: Path | None) -> Config:
     """The configuration that `to_plain` wrote. ValueError where a field is unknown or missing."""
     try:
-        augmentation = plain["augmentation"]
-        tuples = {key: tuple(item) if isinstance(item, list) else item for key, item in augmentation.items()}
+        law: dict[str, Any] = plain["augmentation"]
+        tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in law.items()}
         return Config(**{**plain, "augmentation": Augmentation(**tuples), "root": root})
     except (TypeError, KeyError) as error:
         raise ValueError(f"this configuration is of another version of stec: {error}") from error

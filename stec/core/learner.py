@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from stec.core import distributed
@@ -59,7 +60,7 @@ class Learner(lightning.LightningModule):
         super().__init__()
         if objective.needs_target and target_momentum is None:
             raise ValueError("a model of this objective reads a momentum encoder; give target_momentum")
-        self.encoder = encoder.to(memory_format=torch.channels_last) if channels_last else encoder
+        self.encoder = encoder.to(memory_format=torch.channels_last) if channels_last else encoder  # type: ignore[call-overload]
         self.objective = objective
         self.probe = probe
         self.target = (
@@ -155,7 +156,7 @@ class Learner(lightning.LightningModule):
         self.read_terms()  # weights that a NaN has reached are not written
         checkpoint["stec"] = {"format": FORMAT, "record": self.record}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         groups = parameter_groups(
             self,
             weight_decay=self.weight_decay,

@@ -54,7 +54,7 @@ class _InfoNCE(torch.autograd.Function):
         return nll / n
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         d_queries, d_keys = ctx.saved_tensors
         scale = grad / ctx.rows
         return (

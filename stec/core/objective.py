@@ -1,7 +1,7 @@
 """The one interface of inverse models, and the objective that adds them up (Eq. 2 of the paper)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class STECObjective(nn.Module):
 
     @property
     def needs_target(self) -> bool:
-        return any(model.needs_target for model in self.models.values())  # type: ignore[union-attr]
+        return any(model.needs_target for model in self.models.values())
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> dict[str, Float[Tensor, ""]]:
         """Every term in nats under its name, and their weighted sum as "loss"."""
@@ -63,7 +63,7 @@ class STECObjective(nn.Module):
         return terms
 
 
-def encode(encoder: nn.Module, pair: ViewPair) -> Features:
+def encode(encoder: Callable[[Any], Any], pair: ViewPair) -> Features:
     """Features of both views from one pass over 2b of them, so that BatchNorm sees both (as SimCLR does).
 
     An encoder gives a tensor, or a tuple of tensors, with the batch first. A pair without x' is encoded alone.

@@ -59,7 +59,9 @@ def test_pixels_equal_torchvisions_crop_resize_flip(image_size: tuple[int, int],
     views = draw.apply(images, size)
     for k in range(24):
         box = [int(value[k]) for value in draw[:4]]
-        expected = TF.resized_crop(images[k], *box, [size, size] if isinstance(size, int) else list(size), antialias=True)
+        expected = TF.resized_crop(
+            images[k], *box, [size, size] if isinstance(size, int) else list(size), antialias=True
+        )
         if draw.flip[k]:
             expected = TF.hflip(expected)
         torch.testing.assert_close(views[k], expected, atol=2e-6, rtol=0)
@@ -141,7 +143,9 @@ def test_a_misfit_takes_the_next_try_and_the_fallback_comes_last() -> None:
     # in a 20 x 60 image most tries of this law are too high; torchvision's share of fallbacks is the reference
     law = {"scale": (0.3, 1.0), "ratio": (3 / 4, 4 / 3)}
     draw = CropFlip.draw(20_000, (20, 60), **law, p_flip=0.5, generator=seeded())
-    reference = [RandomResizedCrop.get_params(torch.empty(3, 20, 60), [0.3, 1.0], [3 / 4, 4 / 3]) for _ in range(20_000)]
+    reference = [
+        RandomResizedCrop.get_params(torch.empty(3, 20, 60), [0.3, 1.0], [3 / 4, 4 / 3]) for _ in range(20_000)
+    ]
     fallback = (torch.stack(draw[:4], dim=1) == torch.tensor([0, 16, 20, 27])).all(dim=1).double().mean()
     expected = (torch.tensor(reference) == torch.tensor([0, 16, 20, 27])).all(dim=1).double().mean()
     assert 0.05 < expected < 0.95
@@ -230,9 +234,7 @@ def test_group_laws(a: tuple, b: tuple, c: tuple) -> None:
     torch.testing.assert_close(space.compose(a, b), a @ b, **close)
     torch.testing.assert_close(space.inverse(a), torch.linalg.inv(a), **close)
     torch.testing.assert_close(space.compose(a, space.inverse(a)), identity, **close)
-    torch.testing.assert_close(
-        space.compose(space.compose(a, b), c), space.compose(a, space.compose(b, c)), **close
-    )
+    torch.testing.assert_close(space.compose(space.compose(a, b), c), space.compose(a, space.compose(b, c)), **close)
     e_ab, e_bc, e_ac = exact_action(a, b), exact_action(b, c), exact_action(a, c)
     torch.testing.assert_close(e_ab, torch.linalg.inv(a) @ b, **close)
     torch.testing.assert_close(e_ab @ e_bc, e_ac, **close)

@@ -75,7 +75,9 @@ def test_hue_keeps_greys_and_turns_red_to_green_to_blue() -> None:
     third = torch.tensor([1 / 3])
     green = photometric.adjust_hue(red, third)
     torch.testing.assert_close(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=2e-6, rtol=0)
-    torch.testing.assert_close(photometric.adjust_hue(green, third).flatten(), red.flatten()[[1, 2, 0]], atol=4e-6, rtol=0)
+    torch.testing.assert_close(
+        photometric.adjust_hue(green, third).flatten(), red.flatten()[[1, 2, 0]], atol=4e-6, rtol=0
+    )
     grey = torch.full((1, 3, 2, 2), 0.4)
     assert torch.equal(photometric.adjust_hue(grey, third), grey)
 
@@ -121,8 +123,6 @@ def by_torchvision(image: Tensor, draw: Photometric, k: int) -> Tensor:
     if draw.blur[k]:
         image = TF.gaussian_blur(image, [draw.kernel_size] * 2, [float(draw.sigma[k])] * 2)
     return TF.solarize(image, draw.threshold) if draw.solarise[k] else image
-
-
 
 
 @pytest.mark.parametrize("chunk", [1, 20_000, 1 << 30])

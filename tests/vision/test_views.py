@@ -33,7 +33,9 @@ def random_images(n: int = 16, height: int = 32, width: int = 32) -> Tensor:
     return torch.randint(0, 256, (n, 3, height, width), dtype=torch.uint8, generator=seeded(9))
 
 
-def same_draws(augmentation: Augmentation, n: int, image_size: tuple[int, int], size: int) -> tuple[CropFlip, Photometric]:
+def same_draws(
+    augmentation: Augmentation, n: int, image_size: tuple[int, int], size: int
+) -> tuple[CropFlip, Photometric]:
     """The 2n draws that a generator of seed 0 gives."""
     generator = seeded()
     crops = augmentation.draw_crops(2 * n, image_size, generator=generator)
@@ -96,7 +98,9 @@ def test_float_images_give_the_views_of_their_bytes() -> None:
     for a, b in zip(bytes_, floats):
         torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
     half = two_views((images / 255).half(), generator=seeded(), augmentation=CROP_FLIP)
-    torch.testing.assert_close(half.x, two_views(images, generator=seeded(), augmentation=CROP_FLIP).x, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        half.x, two_views(images, generator=seeded(), augmentation=CROP_FLIP).x, atol=1e-3, rtol=0
+    )
 
 
 def test_equal_generators_give_equal_pairs_and_the_images_stay() -> None:
