@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import config, install_import_hook
+
+# The shapes in signatures are checked here, and here alone. Before anything imports stec.
+install_import_hook("stec", "shapes.check")
 
 # No deadline: other processes on a small machine make one call slow. Derandomised: a test passes always or never.
 settings.register_profile("stec", deadline=None, derandomize=True)
@@ -25,6 +29,15 @@ def few_threads() -> None:
 def fixed_seed() -> None:
     """What a test draws from torch's global generator does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def types_and_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Types and shapes are checked but where a test passes wrong ones, to see what stec itself says, or compiles."""
+    unchecked = request.node.get_closest_marker("unchecked") is not None
+    config.update("jaxtyping_disable", unchecked)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

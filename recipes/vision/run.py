@@ -12,8 +12,9 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
 
+from recipes.metrics import MetricsFile
 from recipes.progress import EpochProgress, say
 from recipes.vision import inputs, networks
 from recipes.vision.presets import Config
@@ -170,6 +171,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
         image_size = source.image_size(config.augmentation.size or 224)
         learner = build_learner(config, image_size, len(source.images.classes), steps_per_epoch=len(batches))
         checkpoint = last_checkpoint(folder) if resume else None
+        done = load_checkpoint(checkpoint).step if checkpoint else 0
         if not resume:
             root = str(config.root) if config.root else None
             (folder / "config.json").write_text(json.dumps({**to_plain(config), "root": root}, indent=1) + "\n")
@@ -185,6 +187,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             save_top_k=2,  # the one before the last stays, should the last be torn
             every_n_epochs=config.checkpoint_every,
             save_on_train_epoch_end=True,
+            enable_version_counter=False,  # a torn file of the same step is replaced
         )
         trainer = lightning.Trainer(
             accelerator="auto",
@@ -194,8 +197,8 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             precision=config.precision,
             max_epochs=config.epochs,
             logger=[
-                CSVLogger(folder, name="", version="logs", flush_logs_every_n_steps=10),
-                TensorBoardLogger(folder, name="", version="logs"),
+                MetricsFile(folder / "logs" / "metrics.csv", step=done),
+                TensorBoardLogger(folder, name="", version="logs", purge_step=done + 1 if resume else None),
             ],
             callbacks=[saver, progress],
             enable_progress_bar=False,

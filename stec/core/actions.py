@@ -8,7 +8,7 @@ of the poses depends on where the object stood, so it is *allocentric* (Lee et a
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +29,7 @@ class ViewPair(NamedTuple):
     label: Int[Tensor, " b"]
 
 
+@runtime_checkable
 class ActionSpace(Protocol):
     """A group acting on sensations; elements are batched tensors of any shape."""
 
@@ -50,6 +51,7 @@ class ActionSpace(Protocol):
         ...
 
 
+@runtime_checkable
 class EfferenceCopy(Protocol):
     """Labels a pair of views with an action, given the poses from which the two were seen."""
 

@@ -38,7 +38,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is torn or is no checkpoint ({reason}); use an earlier one of the run folder, or start again"
         ) from error

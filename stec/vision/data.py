@@ -7,7 +7,7 @@ Folders of image files are read by `stec.vision.folder`; sets too large for memo
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ class ImageSet:
     Raises ValueError where shapes, types or labels do not fit together.
     """
 
-    images: UInt8[Tensor, "n 3 h w"]
-    labels: Int[Tensor, " n"]
+    images: Tensor  # (n, 3, h, w) uint8
+    labels: Tensor  # (n,) int64
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -98,14 +98,14 @@ def cifar100(root: str | Path, *, train: bool, download: bool = False) -> ImageS
 
 def stl10(
     root: str | Path,
-    split: Literal["train", "test", "unlabeled", "train+unlabeled"],
+    split: str,
     *,
     fold: int | None = None,
     download: bool = False,
 ) -> ImageSet:
     """STL-10 (Coates et al. 2011), 96x96, from `root/stl10_binary`: 5,000 train, 8,000 test, 100,000 unlabelled.
 
-    `fold` 0 to 9 picks one of the ten predefined folds of 1,000 labelled training images. Images of the unlabelled
+    `split` is "train", "test", "unlabeled" or "train+unlabeled". `fold` 0 to 9 picks one of the ten predefined folds of 1,000 labelled training images. Images of the unlabelled
     split have label -1. Raises ValueError where the data are not there and `download` is False.
     """
     splits = ("train", "test", "unlabeled", "train+unlabeled")

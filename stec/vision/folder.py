@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -131,8 +130,8 @@ def image_folder(root: str | Path, *, labelled: bool, classes: Sequence[str] | N
     return ImageFiles.of(folder, paths, torch.tensor([number[first] for first in firsts]), known)
 
 
-def imagenet(root: str | Path, split: Literal["train", "val"]) -> ImageFiles:
-    """ImageNet (Deng et al. 2009) as class folders `root/{train,val}/<wnid>`; any set laid out so will do.
+def imagenet(root: str | Path, split: str) -> ImageFiles:
+    """Split "train" or "val" of ImageNet (Deng et al. 2009) as class folders `root/<split>/<wnid>`; or of its like.
 
     The classes are train's folders for both splits. Raises ValueError where a split is missing or flat.
     """
@@ -150,8 +149,8 @@ def imagenet(root: str | Path, split: Literal["train", "val"]) -> ImageFiles:
     return image_folder(folder / split, labelled=True, classes=classes)
 
 
-def tiny_imagenet(root: str | Path, split: Literal["train", "val"]) -> ImageFiles:
-    """Tiny-ImageNet in its original layout: `train/<wnid>/images`, `val/images` with `val/val_annotations.txt`.
+def tiny_imagenet(root: str | Path, split: str) -> ImageFiles:
+    """Split "train" or "val" of Tiny-ImageNet as published: `train/<wnid>/images`, `val/images` with a list of labels.
 
     The classes are the sorted lines of `wnids.txt`. Raises ValueError where one of these is missing.
     """

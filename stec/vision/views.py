@@ -123,7 +123,6 @@ def two_views(
     if images.dtype == torch.uint8:
         vertical.weight.div_(255.0)
 
-    # Two tensors: the allocator reuses blocks of up to 32 MB, larger ones are fresh (zeroed) memory for every batch.
     x, x_prime = (torch.empty(b, 3, size_y, size_x, device=device) for _ in range(2))
     write = row_writer(x, x_prime)
     for part in chunks(2 * b, 3 * max(full_y * full_x, size_y * size_x), device):
@@ -169,7 +168,7 @@ def _pair(
     x_prime: Float[Tensor, "b 3 h w"],
     to_x: Float[Tensor, "b 3 3"],
     to_x_prime: Float[Tensor, "b 3 3"],
-    solarised: Bool[Tensor, " 2b"],
+    solarised: Bool[Tensor, " 2*b"],
     label: Int[Tensor, " b"] | None,
     copy: EfferenceCopy,
 ) -> ViewPair:

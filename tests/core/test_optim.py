@@ -293,6 +293,7 @@ def test_operations_do_not_grow_with_tensors_and_wait_for_nothing() -> None:
     assert not many.layouts_differ
 
 
+@pytest.mark.unchecked
 def test_step_compiles_into_one_graph() -> None:
     eager, compiled = _parameters(SHAPES[:4], seed=0), _parameters(SHAPES[:4], seed=0)
     _train(eager, LARS(eager, lr=0.3, weight_decay=0.1), range(3))

@@ -277,6 +277,7 @@ def _broken(sets: Sets, fault: str) -> Sets:
     return train, labels, test, test_labels
 
 
+@pytest.mark.unchecked
 @pytest.mark.parametrize("protocol", PROBES)
 @pytest.mark.parametrize(
     ("fault", "words"),

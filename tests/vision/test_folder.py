@@ -284,6 +284,7 @@ def test_layouts_that_give_no_labels_are_refused(tmp_path: Path) -> None:
         image_folder(tmp_path, labelled=True)
 
 
+@pytest.mark.unchecked
 def test_imagenet_folders_share_the_classes_of_train(tmp_path: Path) -> None:
     for name in ("train/n01/a.JPEG", "train/n02/b.JPEG", "val/n02/c.JPEG"):
         save(tmp_path / name)
@@ -295,7 +296,7 @@ def test_imagenet_folders_share_the_classes_of_train(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="val is flat; sort its images into one folder for each wnid"):
         imagenet(tmp_path, "val")
     with pytest.raises(ValueError, match="'test'; there are train, val"):
-        imagenet(tmp_path, "test")  # type: ignore[arg-type]
+        imagenet(tmp_path, "test")
 
 
 def test_tiny_imagenet_reads_the_annotations(tmp_path: Path) -> None:
@@ -360,8 +361,8 @@ def test_mixed_sizes_are_streamed_or_resized(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("budget", [BUDGET, 1])
 def test_broken_files_are_named_or_skipped_and_counted(tmp_path: Path, budget: int) -> None:
-    for name in ("a/1.png", "b/3.png", "b/4.png"):
-        save(tmp_path / name)
+    for i, name in enumerate(("a/1.png", "b/3.png", "b/4.png")):
+        save(tmp_path / name, PIXELS // (i + 1))
     (tmp_path / "a" / "0.png").write_bytes(b"no image")
     files = image_folder(tmp_path, labelled=True)
     with pytest.raises(ValueError, match=r"1 of 4 files .*0\.png is no image.* skip_broken=True"):
@@ -374,7 +375,7 @@ def test_broken_files_are_named_or_skipped_and_counted(tmp_path: Path, budget: i
     assert "is no image" in reason
     if budget == BUDGET:
         assert loaded.resident is not None
-        assert torch.equal(loaded.resident.images[2], decode(tmp_path / "b" / "4.png"))
+        assert torch.equal(loaded.resident.images[1], torch.from_numpy(PIXELS // 2).permute(2, 0, 1))
         assert loaded.resident.labels.tolist() == [0, 1, 1]
 
 

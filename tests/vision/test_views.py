@@ -176,6 +176,7 @@ def test_what_is_no_batch_of_colour_images_is_refused(images: Tensor, message: s
         two_views(images, generator=seeded())
 
 
+@pytest.mark.unchecked
 def test_a_generator_on_a_device_is_refused() -> None:
     class OnDevice:
         device = torch.device("cuda", 0)

@@ -1,0 +1,260 @@
+"""What people run, on a few rendered images: pretraining, resumption, probes, records, and mistakes."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from recipes import records
+from recipes.results import table
+from recipes.vision import evaluate, inputs, networks, pretrain
+from recipes.vision.presets import PRESETS, Config, method, preset
+from recipes.vision.run import from_plain, load_learner, read_config, to_plain
+from recipes.vision.run import pretrain as train
+from stec.core.checkpoints import load_checkpoint
+from stec.core.learner import NonFiniteLoss
+from stec.core.manipulation import BinnedActions
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+
+
+def tiny(**changes: object) -> Config:
+    """A run of seconds."""
+    config = dataclasses.replace(
+        preset("quickstart"),
+        width=4,
+        limit=64,
+        batch_size=16,
+        epochs=2,
+        warmup_epochs=1,
+        check_every=1,
+        precision="32-true",
+        projection_hidden=16,
+        projection_out=8,
+        manipulation_hidden=16,
+    )
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def losses(folder: Path) -> list[str]:
+    """The rows of the CSV log, without the header."""
+    return (folder / "logs" / "metrics.csv").read_text().splitlines()[1:]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run's folder."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train(tiny(), folder, quiet=True)
+    return folder
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+
+
+def test_a_run_folder_holds_what_a_person_needs(run: Path) -> None:
+    assert len(losses(run)) == 8
+    assert read_config(run) == tiny()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step=4.ckpt", "step=8.ckpt"}
+    assert list((run / "logs").glob("events.out.tfevents*"))
+
+
+def test_resumed_after_the_first_epoch_it_repeats_the_unbroken_run(run: Path, tmp_path: Path) -> None:
+    class Pulled(Exception):
+        pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        from recipes import progress
+
+        def pull(self: object, trainer: object, *rest: object) -> None:
+            if trainer.global_step == 6:  # type: ignore[attr-defined]
+                raise Pulled
+
+        patch.setattr(progress.EpochProgress, "on_train_batch_end", pull)
+        with pytest.raises(Pulled):
+            train(tiny(), tmp_path / "broken", quiet=True)
+    train(read_config(tmp_path / "broken"), tmp_path / "broken", resume=True, quiet=True)
+    assert losses(tmp_path / "broken") == losses(run)
+    one, other = (load_checkpoint(newest(folder)).weights for folder in (run, tmp_path / "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_torn_last_checkpoint_falls_back_to_the_one_before(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(), tmp_path / "torn", quiet=True)
+    last = newest(tmp_path / "torn")
+    last.write_bytes(last.read_bytes()[:1000])
+    train(tiny(), tmp_path / "torn", resume=True, quiet=True)
+    assert "step=8.ckpt is torn" in capsys.readouterr().out.replace("\n", "")
+    one, other = (load_checkpoint(folder / "checkpoints" / "step=8.ckpt").weights for folder in (run, tmp_path / "torn"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_evaluation_writes_every_protocol_with_its_name(run: Path, tmp_path: Path) -> None:
+    arguments = evaluate.Arguments(newest(run), baselines=True, protocols=("logistic", "knn"))
+    found = evaluate.evaluate(arguments)
+    assert [r.method for r in found] == ["raw pixels", "untrained encoder", "S-TEC exact"]
+    assert {(x.metric, x.protocol) for x in found[-1].results} == {
+        ("accuracy", "logistic"),
+        ("accuracy", "knn"),
+        ("manipulation", "held-out"),
+        ("manipulation minus chance", "held-out"),
+    }
+    nll, over = (next(x for x in found[-1].results if x.metric == name) for name in ("manipulation", "manipulation minus chance"))
+    assert over.value == pytest.approx(nll.value - math.log(6), abs=0.01)
+    records.write(found, tmp_path / "found.json")
+    assert records.read(tmp_path / "found.json") == found
+    text = table.markdown(found)
+    assert "| S-TEC exact | 1 |" in text
+    assert str(tmp_path) not in (tmp_path / "found.json").read_text()
+
+
+def test_the_checkpoint_carries_the_bins(run: Path) -> None:
+    learner, config, record = load_learner(newest(run))
+    model = learner.objective.models["manipulation"]
+    assert isinstance(model, BinnedActions)
+    assert torch.equal(model.bins.edges, networks.action_bins(config, (32, 32)).edges)
+    assert record["classes"] == 10
+
+
+@pytest.mark.parametrize("changes", [{"lambda_manip": 0.0}, {"action": "official"}, {"action": "allocentric"}, {"action": "augself", "manipulation": "regressed"}, {"optimizer": "lars", "adapt": "name", "initialisation": "official"}])
+def test_every_label_and_model_trains(changes: dict[str, object], tmp_path: Path) -> None:
+    outcome = train(tiny(epochs=1, warmup_epochs=0, **changes), tmp_path / "run", quiet=True)
+    assert all(math.isfinite(value) for value in outcome.learner.last.values())
+    assert ("manipulation" in outcome.learner.last) == (changes.get("lambda_manip") != 0.0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_its_record_and_builds(name: str) -> None:
+    config = preset(name)
+    assert config.preset == name
+    assert from_plain(json.loads(json.dumps(to_plain(config))), None) == dataclasses.replace(config, root=None)
+    if config.arch == "resnet18":
+        size = config.augmentation.size or 32
+        objective = networks.objective(config, 8 * config.width, (size, size))
+        assert objective.weights["identity"] == 2.0
+        assert method(config) in ("SimCLR", "S-TEC exact", "S-TEC official")
+
+
+def test_official_and_exact_weigh_a_live_component_alike() -> None:
+    exact, official = preset("cifar10-resnet18-stec"), preset("cifar10-resnet18-stec-official")
+    assert exact.lambda_manip / 4 == pytest.approx(official.lambda_manip / 6)
+
+
+# --- own images ------------------------------------------------------------------------------------------------------
+
+
+def save_images(folder: Path, n: int, size: tuple[int, int] = (40, 40), seed: int = 0) -> None:
+    folder.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    for i in range(n):
+        pixels = torch.randint(256, (size[1], size[0], 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+
+
+def own(root: Path, **changes: object) -> Config:
+    law = dataclasses.replace(preset("quickstart").augmentation, size=32)
+    return tiny(data="folder", root=root, limit=None, augmentation=law, epochs=1, warmup_epochs=0, workers=0, **changes)
+
+
+def test_a_flat_folder_without_labels(tmp_path: Path) -> None:
+    save_images(tmp_path / "mine", 20)
+    outcome = train(own(tmp_path / "mine"), tmp_path / "run", quiet=True)
+    assert outcome.learner.probe is None
+    with pytest.raises(ValueError, match=r"no labels to probe with.*train/<class>"):
+        evaluate.evaluate(evaluate.Arguments(outcome.checkpoint))
+
+
+def test_images_of_many_sizes_are_streamed_and_probed(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for i, size in enumerate([(40, 50), (64, 36)]):
+            save_images(tmp_path / "mine" / split / f"class{i}", 10, size, seed=i)
+    config = own(tmp_path / "mine")
+    assert not inputs.training_images(config).resident
+    outcome = train(config, tmp_path / "run", quiet=True)
+    found = evaluate.evaluate(evaluate.Arguments(outcome.checkpoint, protocols=("knn",)))
+    assert found[-1].results[0].details["train"] == 20
+
+
+def test_a_broken_file_is_named_or_left_out_on_request(tmp_path: Path) -> None:
+    save_images(tmp_path / "mine", 20)
+    (tmp_path / "mine" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"broken.png"):
+        train(own(tmp_path / "mine"), tmp_path / "a", quiet=True)
+    source = inputs.training_images(own(tmp_path / "mine", skip_broken=True))
+    assert "20 images, 1 unreadable left out: broken.png" in source.note
+
+
+# --- mistakes, found before hours are spent --------------------------------------------------------------------------
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no preset 'cifar10-resnet81-stec'; the nearest are .*cifar10-resnet18-stec"):
+        pretrain.main(["cifar10-resnet81-stec"])
+
+
+def test_an_unknown_override_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pretrain.main(["quickstart", "--epoch", "3"])
+    captured = capsys.readouterr()
+    assert "--epochs" in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 65}, "batch size 65 is larger than the data set of 64; choose at most 64"),
+        ({"data": "cifar10"}, "give --root FOLDER"),
+        ({"data": "cifar10", "root": Path("nowhere")}, "nowhere.*does not exist"),
+        ({"data": "folder", "root": Path("nowhere")}, "nowhere does not exist"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+        ({"bins": 1}, "at least"),
+    ],
+)
+def test_mistakes_in_settings(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(tiny(**changes), tmp_path / "run", quiet=True)
+
+
+def test_a_run_is_not_overwritten(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds a run already; go on with --resume"):
+        train(tiny(), run, quiet=True)
+
+
+def test_an_unwritable_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot write to .*choose another --out"):
+        train(tiny(), tmp_path / "file" / "run", quiet=True)
+
+
+def test_resuming_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no run"):
+        pretrain.main(["--resume", str(tmp_path)])
+
+
+def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLoss, match=r"became (nan|inf) at step \d+"):
+        train(tiny(optimizer="sgd", lr=1e30, epochs=4), tmp_path / "run", quiet=True)
+    for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
+        assert all(value.isfinite().all() for value in load_checkpoint(path).weights.values() if value.is_floating_point())
+
+
+def test_records_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('[{"speed": 3}]')
+    with pytest.raises(ValueError, match=r"x.json is no results record"):
+        records.read(tmp_path / "x.json")
+    with pytest.raises(ValueError, match="holds no records"):
+        table.read_all(tmp_path / "empty")
+
+
+def test_the_table_goes_between_the_marks() -> None:
+    before = f"a\n{table.BEGIN}\nold\n{table.END}\nb"
+    assert table.put("new", before) == f"a\n{table.BEGIN}\nnew\n{table.END}\nb"
+    with pytest.raises(ValueError, match="needs the lines"):
+        table.put("new", "nothing")
