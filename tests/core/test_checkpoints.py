@@ -14,7 +14,11 @@ from stec.core.checkpoints import FORMAT, export_weights, load_checkpoint, load_
 
 def write(path: Path, **changes: object) -> Path:
     content = {
-        "state_dict": {"encoder.weight": torch.ones(2, 3), "encoder.bias": torch.zeros(2), "probe.weight": torch.ones(1)},
+        "state_dict": {
+            "encoder.weight": torch.ones(2, 3),
+            "encoder.bias": torch.zeros(2),
+            "probe.weight": torch.ones(1),
+        },
         "global_step": 12,
         "stec": {"format": FORMAT, "record": {"config": {"width": 3}}},
     }

@@ -92,7 +92,9 @@ def test_a_torn_last_checkpoint_falls_back_to_the_one_before(
     last.write_bytes(last.read_bytes()[:1000])
     train(tiny(), tmp_path / "torn", resume=True, quiet=True)
     assert "step=8.ckpt is torn" in capsys.readouterr().out.replace("\n", "")
-    one, other = (load_checkpoint(folder / "checkpoints" / "step=8.ckpt").weights for folder in (run, tmp_path / "torn"))
+    one, other = (
+        load_checkpoint(folder / "checkpoints" / "step=8.ckpt").weights for folder in (run, tmp_path / "torn")
+    )
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -106,7 +108,9 @@ def test_evaluation_writes_every_protocol_with_its_name(run: Path, tmp_path: Pat
         ("manipulation", "held-out"),
         ("manipulation minus chance", "held-out"),
     }
-    nll, over = (next(x for x in found[-1].results if x.metric == name) for name in ("manipulation", "manipulation minus chance"))
+    nll, over = (
+        next(x for x in found[-1].results if x.metric == name) for name in ("manipulation", "manipulation minus chance")
+    )
     assert over.value == pytest.approx(nll.value - math.log(6), abs=0.01)
     records.write(found, tmp_path / "found.json")
     assert records.read(tmp_path / "found.json") == found
@@ -123,7 +127,16 @@ def test_the_checkpoint_carries_the_bins(run: Path) -> None:
     assert record["classes"] == 10
 
 
-@pytest.mark.parametrize("changes", [{"lambda_manip": 0.0}, {"action": "official"}, {"action": "allocentric"}, {"action": "augself", "manipulation": "regressed"}, {"optimizer": "lars", "adapt": "name", "initialisation": "official"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lambda_manip": 0.0},
+        {"action": "official"},
+        {"action": "allocentric"},
+        {"action": "augself", "manipulation": "regressed"},
+        {"optimizer": "lars", "adapt": "name", "initialisation": "official"},
+    ],
+)
 def test_every_label_and_model_trains(changes: dict[str, object], tmp_path: Path) -> None:
     outcome = train(tiny(epochs=1, warmup_epochs=0, **changes), tmp_path / "run", quiet=True)
     assert all(math.isfinite(value) for value in outcome.learner.last.values())
@@ -242,7 +255,9 @@ def test_a_diverging_run_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteLoss, match=r"became (nan|inf) at step \d+"):
         train(tiny(optimizer="sgd", lr=1e30, epochs=4), tmp_path / "run", quiet=True)
     for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt"):
-        assert all(value.isfinite().all() for value in load_checkpoint(path).weights.values() if value.is_floating_point())
+        assert all(
+            value.isfinite().all() for value in load_checkpoint(path).weights.values() if value.is_floating_point()
+        )
 
 
 def test_records_of_another_kind(tmp_path: Path) -> None:
