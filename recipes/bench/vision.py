@@ -2,8 +2,8 @@
 
 Views: pairs with their actions against a per-image PIL/torchvision pipeline, on one thread. Step: the S-TEC training
 step against the SimCLR step and against a bare forward and backward pass of the encoder on the same batch. Loss:
-NT-Xent of 4,096 pairs against a plain cross-entropy on the logits, and its peak memory. On a GPU also the share of
-the augmentation in the step, and the synchronisations and kernels that the profiler counts.
+NT-Xent of 4,096 pairs against a plain cross-entropy on the logits, and its peak memory. On a GPU the same, with the
+device waited for; that a step there never waits is tests/recipes/test_gpu.py's to show.
 
 Nothing else should run meanwhile: the last line says how much processor time other programs took.
 """

@@ -105,8 +105,8 @@ def stl10(
 ) -> ImageSet:
     """STL-10 (Coates et al. 2011), 96x96, from `root/stl10_binary`: 5,000 train, 8,000 test, 100,000 unlabelled.
 
-    `split` is "train", "test", "unlabeled" or "train+unlabeled". `fold` 0 to 9 picks one of the ten predefined folds
-    of 1,000 labelled training images. Images of the unlabelled split have label -1. Raises ValueError where the data
+    `split` is "train", "test", "unlabeled" or "train+unlabeled"; images of the unlabelled split have label -1. `fold`
+    0 to 9 picks one of the ten predefined folds of 1,000 labelled training images. Raises ValueError where the data
     are not there and `download` is False.
     """
     splits = ("train", "test", "unlabeled", "train+unlabeled")

@@ -1,0 +1,47 @@
+"""On a GPU: a training step makes the host wait for nothing."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.vision import networks
+from recipes.vision.presets import preset
+from recipes.vision.run import optimizer_factory
+from stec.core.batches import EpochBatches
+from stec.core.objective import encode
+from stec.core.optim import by_kind, parameter_groups
+from stec.vision.data import ImageSet, ResidentLoader
+
+
+@pytest.mark.gpu
+@pytest.mark.unchecked
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_training_step_never_waits_for_the_device(precision: torch.dtype) -> None:
+    config = dataclasses.replace(preset("stl10-resnet18-stec"), width=8, stem="cifar")
+    images = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8, device="cuda")
+    data = ImageSet(images, torch.zeros(64, dtype=torch.long, device="cuda"), ("one",))
+    encoder = networks.encoder(config).cuda().to(memory_format=torch.channels_last)
+    objective = networks.objective(config, 64, (32, 32)).cuda()
+    modules = nn.ModuleList([encoder, objective])
+    optimizer = optimizer_factory(config)(parameter_groups(modules, weight_decay=1e-6, adapt=by_kind))
+    views = networks.views(config)
+
+    def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+        pair = views(batch, torch.Generator().manual_seed(0))
+        with torch.autocast("cuda", dtype=precision, enabled=precision != torch.float32):
+            loss = objective(encode(encoder, pair), None, pair)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = list(ResidentLoader(data, EpochBatches(64, batch_size=16, seed=0)))
+    step(batches[0])  # allocations and library start-up may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
