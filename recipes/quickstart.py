@@ -16,15 +16,15 @@ import tyro
 from recipes import records
 from recipes.progress import say, table
 from recipes.vision import evaluate, inputs, networks
-from recipes.vision.measure import frozen, probe, read_actions
+from recipes.vision.measure import frozen, geometry, probe, read_actions
 from recipes.vision.pairs import draw_pairs
-from recipes.vision.presets import method, preset
+from recipes.vision.presets import Config, method, preset
 from recipes.vision.run import pretrain
 from stec.core.learner import Learner
 from stec.core.manipulation import BinnedActions
 from stec.core.objective import encode
 from stec.vision.data import ImageSet
-from stec.vision.views import CROP_FLIP, two_views
+from stec.vision.views import two_views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +38,18 @@ class Arguments:
 
 
 @torch.no_grad()
-def picture(learner: Learner, test: ImageSet, path: Path, *, pairs: int = 6) -> None:
+def picture(learner: Learner, config: Config, test: ImageSet, path: Path, *, pairs: int = 6) -> None:
     """Draw pairs of views of test images with the action between them and the bins that the model reads off."""
     model = learner.objective.models["manipulation"]
     assert isinstance(model, BinnedActions)
     learner.eval().cpu()
     images = test.images[:pairs]
-    crops = CROP_FLIP.draw_crops(
-        2 * pairs, (images.shape[2], images.shape[3]), generator=torch.Generator().manual_seed(5)
-    )
+    law = geometry(config.augmentation)
+    crops = law.draw_crops(2 * pairs, (images.shape[2], images.shape[3]), generator=torch.Generator().manual_seed(5))
     pair = two_views(
         images,
         generator=torch.Generator().manual_seed(5),
-        augmentation=CROP_FLIP,
+        augmentation=law,
         copy=networks.COPIES["exact"],
     )
     beliefs = model.logits(encode(learner.encoder, pair)).softmax(dim=2)
@@ -94,7 +93,7 @@ def main() -> None:
         )
     assert learner is not None
     records.write(found, arguments.out / "results.json")
-    picture(learner, test.images, arguments.out / "pairs.png")
+    picture(learner, stec, test.images, arguments.out / "pairs.png")
     rows = [
         [
             r.method,

@@ -21,7 +21,7 @@ from stec.core.objective import encode
 from stec.core.probe import ProbeResult, extract, knn_accuracy, linear_accuracy, logistic_accuracy
 from stec.vision.data import ImageSet
 from stec.vision.streaming import EvalImages
-from stec.vision.views import CROP_FLIP, two_views
+from stec.vision.views import CROP_FLIP, Augmentation, two_views
 
 Protocol = Literal["linear", "logistic", "knn"]
 PROTOCOLS: tuple[Protocol, ...] = ("linear", "logistic", "knn")
@@ -83,13 +83,18 @@ def probe(features: Frozen, protocols: Sequence[Protocol], *, seed: int) -> list
     ]
 
 
+def geometry(law: Augmentation) -> Augmentation:
+    """The same crops and flips without the changes of colour, which leave the action alone."""
+    return dataclasses.replace(CROP_FLIP, size=law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
+
+
 @torch.no_grad()
 def read_actions(
     learner: Learner, config: Config, images: ImageSet, *, passes: int = 2, batch: int = 256
 ) -> list[Result]:
     """How well the manipulation model reads actions off views of held-out images, in evaluation mode.
 
-    The views follow the law of pretraining without its colour changes, which leave the action alone. Nats are the mean
+    The views follow the law of pretraining without its changes of colour. Nats are the mean
     over pairs and components; chance is that of a predictor blind to the views, from 100,000 simulated pairs.
     """
     model = learner.objective.models["manipulation"]
@@ -98,13 +103,7 @@ def read_actions(
     where = device()
     network, model = learner.encoder.to(where).eval(), model.to(where).eval()
     copy = networks.COPIES[config.action]
-    law = dataclasses.replace(
-        CROP_FLIP,
-        size=config.augmentation.size,
-        scale=config.augmentation.scale,
-        ratio=config.augmentation.ratio,
-        p_flip=config.augmentation.p_flip,
-    )
+    law = geometry(config.augmentation)
     nll, hits, count = 0.0, torch.zeros(len(copy.components)), 0
     for i in range(passes):
         for start in range(0, len(images), batch):

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from recipes.metrics import MetricsFile
 from recipes.progress import EpochProgress, say
 from recipes.vision import inputs, networks
-from recipes.vision.presets import Config
+from recipes.vision.presets import Config, method
 from stec.core.batches import EpochBatches
 from stec.core.checkpoints import load_checkpoint, load_weights
 from stec.core.learner import Learner
@@ -176,7 +176,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             root = str(config.root) if config.root else None
             (folder / "config.json").write_text(json.dumps({**to_plain(config), "root": root}, indent=1) + "\n")
         progress.headline(
-            f"{config.preset}: {source.note}; {config.arch} width {config.width}, batch {config.batch_size}, "
+            f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, batch {config.batch_size}, "
             f"{config.epochs} epochs of {len(batches)} steps, {config.precision}"
         )
         saver = ModelCheckpoint(
