@@ -176,8 +176,8 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             root = str(config.root) if config.root else None
             (folder / "config.json").write_text(json.dumps({**to_plain(config), "root": root}, indent=1) + "\n")
         progress.headline(
-            f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, batch {config.batch_size}, "
-            f"{config.epochs} epochs of {len(batches)} steps, {config.precision}"
+            f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, "
+            f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {config.precision}"
         )
         saver = ModelCheckpoint(
             dirpath=folder / "checkpoints",
