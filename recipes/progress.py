@@ -80,6 +80,8 @@ class EpochProgress(lightning.Callback):
         self.bars.update(self._training, completed=trainer.global_step, losses=_losses(learner))
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
+        assert isinstance(learner, Learner)
+        learner.read_terms()
         if not self.quiet and not CONSOLE.is_terminal:
             seconds = time.monotonic() - self._epoch_start
             say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {_losses(learner)}  {seconds:.1f} s")

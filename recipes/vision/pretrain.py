@@ -60,6 +60,9 @@ def main(argv: list[str]) -> Outcome | None:
         config, resume = arguments.config, False
         folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"
     outcome = pretrain(config, folder, resume=resume)
+    if not outcome.learner.last:
+        say(f"this run was finished already. Now: python -m recipes.vision.evaluate --checkpoint {outcome.checkpoint}")
+        return outcome
     results = [
         records.Result(name, round(value, 4), "training", {"unit": "share" if name == "online" else "nats"})
         for name, value in outcome.learner.last.items()
@@ -86,5 +89,5 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (ValueError, RuntimeError) as mistake:
         sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; go on with --resume and the run's folder")
+    except KeyboardInterrupt as interruption:
+        sys.exit(str(interruption) or "interrupted before the first step")

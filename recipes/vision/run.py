@@ -208,10 +208,11 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
         )
         batches.steps_done = lambda: trainer.global_step
         start = time.monotonic()
-        trainer.fit(learner, loader(config, source, batches), ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(learner, loader(config, source, batches), ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # what lightning makes of Ctrl+C
+            raise KeyboardInterrupt(f"interrupted; go on with --resume {folder}") from None
         seconds = time.monotonic() - start
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     return Outcome(learner, Path(saver.best_model_path), seconds, len(batches))
 
 
