@@ -38,8 +38,8 @@ def adjust_contrast(images: Images, factor: PerImage) -> Images:
 def adjust_saturation(images: Images, factor: PerImage) -> Images:
     """Each image blended with its grey version: factor 0 gives grey, 1 the image, more exaggerates.
 
-    >>> adjust_saturation(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([0.5])).flatten()
-    tensor([0.6495, 0.1494, 0.1494])
+    >>> adjust_saturation(torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1), torch.tensor([0.2])).flatten()
+    tensor([0.4391, 0.2391, 0.2391])
     """
     return _blend(images.clone(), _columns(factor, 1 - factor, torch.zeros_like(factor)))
 
