@@ -43,6 +43,7 @@ class Record:
     date: str
     results: list[Result]
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    stage: str = "evaluate"  # or "pretrain", "bench"
 
 
 def command() -> str:
@@ -94,6 +95,7 @@ def record(
     seconds: float,
     results: Sequence[Result],
     settings: Mapping[str, object] | None = None,
+    stage: str = "evaluate",
 ) -> Record:
     """A record with its origin filled in from this process."""
     return Record(
@@ -108,6 +110,7 @@ def record(
         date=datetime.date.today().isoformat(),
         results=list(results),
         settings=settings or {},
+        stage=stage,
     )
 
 
@@ -119,6 +122,13 @@ def write(records: Sequence[Record], path: Path) -> None:
         file.write(text)
     Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
+
+
+def update(records: Sequence[Record], path: Path) -> None:
+    """Write records beside those of other stages that the file holds already, in place of those of the same stage."""
+    stages = {record.stage for record in records}
+    kept = [record for record in read(path) if record.stage not in stages] if path.is_file() else []
+    write([*kept, *records], path)
 
 
 def read(path: Path) -> list[Record]:

@@ -206,6 +206,7 @@ def main() -> None:
             seconds=elapsed,
             results=results,
             settings={"other programs, cores": round(max(0.0, others), 2)},
+            stage="bench",
         )
         records.write([record], arguments.out)
 

@@ -83,6 +83,17 @@ def markdown(found: Sequence[records.Record]) -> str:
     return "\n".join([*lines, "", *(f"- {origin}" for origin in origins)])
 
 
+def speed(found: Sequence[records.Record]) -> str:
+    """The ratios of a benchmark, with what was measured for each."""
+    lines = ["| measured side by side | ratio or MiB | of |", "|---|---|---|"]
+    for record in found:
+        for result in record.results:
+            of = ", ".join(f"{name} {value}" for name, value in result.details.items())
+            lines.append(f"| {result.metric} | {result.value:.2f} | {of} |")
+    origins = [f"`{r.command}`, commit {r.commit}, {r.hardware}, {r.date}" for r in found]
+    return "\n".join([*lines, "", *(f"- {origin}" for origin in origins)])
+
+
 def read_all(path: Path) -> dict[str, list[records.Record]]:
     """Records by the name of their file. ValueError where there are none."""
     files = [path] if path.is_file() else sorted(path.glob("*.json"))
@@ -93,7 +104,11 @@ def read_all(path: Path) -> dict[str, list[records.Record]]:
 
 def render(path: Path) -> str:
     """All tables, each under the name of its file."""
-    return "\n\n".join(f"**{name}**\n\n{markdown(found)}" for name, found in read_all(path).items())
+    parts = []
+    for name, found in read_all(path).items():
+        benchmarks = [record for record in found if record.stage == "bench"]
+        parts.append(f"**{name}**\n\n{speed(benchmarks) if benchmarks else markdown(found)}")
+    return "\n\n".join(parts)
 
 
 def put(text: str, into: str) -> str:

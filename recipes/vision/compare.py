@@ -47,7 +47,7 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
 
 def one_run(config: Config, folder: Path) -> list[records.Record]:
     """Pretrain and probe, as far as that is not done yet."""
-    done = folder / "evaluation.json"
+    done = folder / "results.json"
     if done.is_file():
         return records.read(done)
     begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))

@@ -3,7 +3,7 @@
 Three protocols on frozen features of labelled images: a linear layer by the paper's SGD protocol, logistic regression
 (L-BFGS), weighted k nearest neighbours; and how well the manipulation model reads actions off held-out views. The
 data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
-encoder too. Writes evaluation.json beside the run's config.
+encoder too. The numbers go into the run's results.json, beside those of pretraining.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class Arguments:
     limit: int | None = None  # training images for the probes; the run's own by default
     protocols: tuple[Protocol, ...] = PROTOCOLS
     baselines: bool = False  # also probe raw pixels and the untrained encoder
-    out: Path | None = None  # where to write; evaluation.json in the run's folder by default
+    out: Path | None = None  # where to write; results.json in the run's folder by default
 
 
 def data_of(arguments: Arguments, config: Config) -> Config:
@@ -93,8 +93,8 @@ def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.evaluate", description=__doc__)
     done = evaluate(arguments)
-    out = arguments.out or arguments.checkpoint.parent.parent / "evaluation.json"
-    records.write(done, out)
+    out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
+    records.update(done, out)
     table(
         ["", *arguments.protocols],
         [

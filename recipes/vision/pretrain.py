@@ -64,10 +64,12 @@ def main(argv: list[str]) -> Outcome | None:
         say(f"this run was finished already. Now: python -m recipes.vision.evaluate --checkpoint {outcome.checkpoint}")
         return outcome
     results = [
-        records.Result(name, round(value, 4), "training", {"unit": "share" if name == "online" else "nats"})
+        records.Result("accuracy", round(value, 4), "online")
+        if name == "online"
+        else records.Result(name, round(value, 4), "training", {"unit": "nats"})
         for name, value in outcome.learner.last.items()
     ]
-    records.write(
+    records.update(
         [
             records.record(
                 method=method(config),
@@ -76,6 +78,7 @@ def main(argv: list[str]) -> Outcome | None:
                 seed=config.seed,
                 seconds=outcome.seconds,
                 results=results,
+                stage="pretrain",
             )
         ],
         folder / "results.json",
