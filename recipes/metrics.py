@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 
 class MetricsFile(Logger):
@@ -13,11 +14,16 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, *, step: int) -> None:
         super().__init__()
         self.path = path
+        self._columns: list[str] = []
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            self._take_back(path, step)
+
+    def _take_back(self, path: Path, step: int) -> None:
         rows: list[dict[str, str]] = []
         if path.is_file():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= step]
-        self._columns: list[str] = list(rows[0]) if rows else []
+        self._columns = list(rows[0]) if rows else []
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", newline="") as file:
             if rows:
@@ -33,6 +39,7 @@ class MetricsFile(Logger):
     def version(self) -> str:
         return ""
 
+    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row, at once on the disk: little is lost with a killed process."""
         row = {"step": step, **metrics}

@@ -26,6 +26,10 @@ from stec.core.objective import encode
 from stec.vision.data import ImageSet
 from stec.vision.views import two_views
 
+MARK = ".quickstart"
+RUNS = ("simclr", "stec")
+OWN = {MARK, *RUNS, "results.json", "pairs.png"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
@@ -57,12 +61,25 @@ def picture(learner: Learner, config: Config, test: ImageSet, path: Path, *, pai
     draw_pairs(images, pair, beliefs=beliefs, truth=model.bins(pair.action), to_x=to_x, path=path)
 
 
+def make_folder(folder: Path) -> None:
+    """An empty folder, which an earlier quickstart's may become. ValueError where it holds anything else."""
+    mark = folder / MARK
+    if folder.exists() and any(folder.iterdir()):
+        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in OWN)
+        if not mark.is_file() or strangers:
+            raise ValueError(f"{folder} holds what quickstart did not write ({', '.join(strangers[:3])}); name another")
+        for run in RUNS:
+            if (folder / run).is_dir():
+                shutil.rmtree(folder / run)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text("made by recipes.quickstart, which empties this folder when it runs again\n")
+
+
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.quickstart", description=__doc__)
     start = time.monotonic()
-    if (arguments.out / "results.json").exists() or (arguments.out / "stec").exists():
-        shutil.rmtree(arguments.out)  # an earlier quickstart's, by its own files
+    make_folder(arguments.out)
     stec = preset("quickstart")
     stec = dataclasses.replace(
         stec,
@@ -75,7 +92,7 @@ def main() -> None:
     assert isinstance(test.images, ImageSet)
     found = evaluate.baselines(stec, train, test, ["logistic"])
     learner = None
-    for name, config in (("simclr", simclr), ("stec", stec)):
+    for name, config in zip(RUNS, (simclr, stec)):
         outcome = pretrain(config, arguments.out / name)
         learner = outcome.learner
         results = probe(frozen(learner.encoder, train, test, config), ["logistic"], seed=config.seed)

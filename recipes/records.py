@@ -36,7 +36,7 @@ class Record:
     preset: str
     data: str
     seed: int
-    seconds: float  # of pretraining
+    seconds: float | None  # of pretraining; None where that is not known
     command: str
     commit: str
     hardware: str
@@ -48,10 +48,16 @@ class Record:
 
 def command() -> str:
     """How this program was called, without the folders that lead to its files."""
-    words = [Path(word).name if os.sep in word and "=" not in word else word for word in sys.argv[1:]]
+    words = [_without_folders(word) for word in sys.argv[1:]]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
     return shlex.join(["python", "-m", module, *words])
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line with paths cut to their last part: --root=/a/b and /a/b/step=8.ckpt alike."""
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return flag + equals + (Path(value).name or "." if os.sep in value else value)
 
 
 def commit() -> str:
@@ -92,7 +98,7 @@ def record(
     preset: str,
     data: str,
     seed: int,
-    seconds: float,
+    seconds: float | None,
     results: Sequence[Result],
     settings: Mapping[str, object] | None = None,
     stage: str = "evaluate",
@@ -103,7 +109,7 @@ def record(
         preset=preset,
         data=data,
         seed=seed,
-        seconds=round(seconds, 1),
+        seconds=None if seconds is None else round(seconds, 1),
         command=command(),
         commit=commit(),
         hardware=hardware(),

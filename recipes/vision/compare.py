@@ -17,7 +17,7 @@ from recipes.results.table import markdown
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
-from recipes.vision.run import pretrain, read_config
+from recipes.vision.run import check_writable, pretrain, read_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +73,8 @@ def baselines(config: Config, folder: Path) -> list[records.Record]:
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.compare", description=__doc__)
+    if arguments.out:
+        check_writable(arguments.out.parent)
     found: list[records.Record] = []
     for seed in arguments.seeds:
         for name in arguments.presets:

@@ -1,6 +1,7 @@
 """Probe a checkpoint: python -m recipes.vision.evaluate --checkpoint RUN/checkpoints/FILE.ckpt.
 
-Three protocols on frozen features of labelled images: a linear layer by the paper's SGD protocol, logistic regression
+Three protocols on frozen features of labelled images, each image as it is: a linear layer by the optimiser and schedule
+of the released code's linear fit (which augmented its images; these features are fixed), logistic regression
 (L-BFGS), weighted k nearest neighbours; and how well the manipulation model reads actions off held-out views. The
 data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
 encoder too. The numbers go into the run's results.json, beside those of pretraining.
@@ -19,7 +20,7 @@ from recipes.progress import say, table
 from recipes.vision import inputs, networks
 from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, frozen, probe, read_actions
 from recipes.vision.presets import Config, Data, method
-from recipes.vision.run import load_learner, read_config
+from recipes.vision.run import check_writable, load_learner, read_config, to_plain
 from stec.vision.data import ImageSet
 
 
@@ -59,14 +60,14 @@ def baselines(
             preset=config.preset,
             data=config.data,
             seed=config.seed,
-            seconds=0.0,
+            seconds=None,
             results=probe(frozen(network, train, test, config), protocols, seed=config.seed),
         )
         for name, network in networks_.items()
     ]
 
 
-def evaluate(arguments: Arguments, *, seconds: float = 0.0) -> list[records.Record]:
+def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[records.Record]:
     """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
     learner, config, _ = load_learner(arguments.checkpoint)
     config = data_of(arguments, config)
@@ -75,6 +76,8 @@ def evaluate(arguments: Arguments, *, seconds: float = 0.0) -> list[records.Reco
     results = probe(frozen(learner.encoder, train, test, config), arguments.protocols, seed=config.seed)
     if "manipulation" in learner.objective.names and isinstance(test.images, ImageSet):
         results += read_actions(learner, config, test.images)
+    elif "manipulation" in learner.objective.names:
+        say("actions are not read off streamed test images: this needs them in memory, all of one size")
     done.append(
         records.record(
             method=method(config),
@@ -83,7 +86,7 @@ def evaluate(arguments: Arguments, *, seconds: float = 0.0) -> list[records.Reco
             seed=config.seed,
             seconds=seconds,
             results=results,
-            settings={"epochs": config.epochs, "limit": config.limit, "width": config.width},
+            settings=to_plain(config),
         )
     )
     return done
@@ -92,8 +95,9 @@ def evaluate(arguments: Arguments, *, seconds: float = 0.0) -> list[records.Reco
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.evaluate", description=__doc__)
-    done = evaluate(arguments)
     out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
+    check_writable(out.parent)
+    done = evaluate(arguments)
     records.update(done, out)
     table(
         ["", *arguments.protocols],

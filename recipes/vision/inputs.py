@@ -7,7 +7,7 @@ from typing import Literal
 
 from recipes.vision.presets import Config
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
-from stec.vision.folder import ImageFiles, image_folder, imagenet
+from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet
 from stec.vision.loading import load
 from stec.vision.rendered import rendered_images
 
@@ -68,22 +68,24 @@ def folder_split(root: Path, split: Literal["train", "test"]) -> Path | None:
 def has_classes(folder: Path) -> bool:
     """Whether images lie in class folders: at least two folders, and no image beside them."""
     entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    return len(entries) >= 2 and all(entry.is_dir() for entry in entries)
+    beside = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS]
+    return sum(entry.is_dir() for entry in entries) >= 2 and not beside
 
 
 def training_images(config: Config, progress: Progress | None = None) -> Inputs:
     """The images to pretrain on, labelled where labels are at hand. ValueError where they are missing or broken."""
     images: ImageSet | None = None
+    note = ""
     if config.data == "rendered":
         images = ImageSet(
             *rendered_images(config.limit or RENDERED_N, size=config.augmentation.size or 32, seed=RENDERED_TRAIN)
         )
     elif config.data == "cifar10":
-        images = cifar10(_root(config), train=True)
+        images = cifar10(_root(config), train=True, download=config.download)
     elif config.data == "cifar100":
-        images = cifar100(_root(config), train=True)
+        images = cifar100(_root(config), train=True, download=config.download)
     elif config.data == "stl10":
-        images = stl10(_root(config), "train+unlabeled")
+        images = stl10(_root(config), "train+unlabeled", download=config.download)
     if images is not None:
         if config.limit is not None:
             images = images.subset(config.limit, seed=0)
@@ -91,13 +93,18 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
     if config.data == "imagenet":
         files = imagenet(_root(config), "train")
     else:
-        folder = folder_split(_root(config), "train") or _root(config)
+        folder = _root(config)
+        if folder_split(folder, "test"):  # else "train" may be a class, as in bus, car, train
+            folder = folder_split(folder, "train") or folder
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist; give --root a folder of images")
         files = image_folder(folder, labelled=has_classes(folder))
+        if not files.classes:
+            note = ", unlabelled (not in two or more class folders)"
     if config.limit is not None:
         files = files.subset(config.limit, seed=0)
-    return _in_memory(config, files, None, progress)
+    inputs = _in_memory(config, files, None, progress)
+    return dataclasses.replace(inputs, note=inputs.note + note)
 
 
 def labelled_images(config: Config, progress: Progress | None = None) -> tuple[Inputs, Inputs]:
@@ -128,7 +135,7 @@ def _labelled_files(config: Config, progress: Progress | None) -> tuple[Inputs, 
         if folders[0] is None or folders[1] is None or not has_classes(folders[0]):
             raise ValueError(
                 f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, "
-                "or probe the encoder on another set with --config.root"
+                "or probe the encoder on another set with --root and --data"
             )
         train = image_folder(folders[0], labelled=True)
         test = image_folder(folders[1], labelled=True, classes=train.classes)

@@ -72,7 +72,7 @@ def probe(features: Frozen, protocols: Sequence[Protocol], *, seed: int) -> list
     """Accuracy on the test features by each protocol."""
     data = (features.train, features.train_labels, features.test, features.test_labels)
     run: dict[Protocol, Callable[[], ProbeResult]] = {
-        "linear": lambda: linear_accuracy(*data, seed=seed),
+        "linear": lambda: linear_accuracy(*data, seed=seed, batch_size=min(1024, len(features.train))),
         "logistic": lambda: logistic_accuracy(*data),
         "knn": lambda: knn_accuracy(*data),
     }

@@ -1,4 +1,4 @@
-"""Pretrain an encoder on images: python -m recipes.vision.pretrain PRESET [--epochs 3 --root FOLDER ...].
+"""Pretrain an encoder on images: python -m recipes.vision.pretrain PRESET [--batch-size 512 --root FOLDER ...].
 
   python -m recipes.vision.pretrain --list                      every preset, a line each
   python -m recipes.vision.pretrain quickstart --help           what can be overridden, with the preset's values
@@ -13,11 +13,12 @@ import sys
 from pathlib import Path
 
 import tyro
+from lightning.pytorch.utilities import rank_zero_only
 
 from recipes import records
 from recipes.progress import say
 from recipes.vision.presets import PRESETS, Config, method, preset
-from recipes.vision.run import Outcome, pretrain, read_config
+from recipes.vision.run import Outcome, pretrain, read_config, to_plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +56,14 @@ def main(argv: list[str]) -> Outcome | None:
             default=Arguments(default),
             args=argv[1:],
             prog=f"python -m recipes.vision.pretrain {argv[0]}",
-            description=f"Pretrain with preset {argv[0]}: {method(default)}. Every field can be overridden.",
+            description=f"Pretrain with preset {argv[0]}: {method(default)}. Every field can be overridden. "
+            "In the texts below, code: what the authors' released code fixes.",
         )
         config, resume = arguments.config, False
         folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"
     outcome = pretrain(config, folder, resume=resume)
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return outcome
     if not outcome.learner.last:
         say(f"this run was finished already. Now: python -m recipes.vision.evaluate --checkpoint {outcome.checkpoint}")
         return outcome
@@ -78,6 +82,7 @@ def main(argv: list[str]) -> Outcome | None:
                 seed=config.seed,
                 seconds=outcome.seconds,
                 results=results,
+                settings={**to_plain(config), "resumed": resume},  # then the seconds are those of the last leg
                 stage="pretrain",
             )
         ],

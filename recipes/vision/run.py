@@ -13,6 +13,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from recipes.metrics import MetricsFile
 from recipes.progress import EpochProgress, say
@@ -85,8 +86,14 @@ class Outcome:
     steps_per_epoch: int
 
 
-def build_learner(config: Config, image_size: tuple[int, int], classes: int, *, steps_per_epoch: int) -> Learner:
-    """Networks, objective and views of a configuration, ready to train on images of that size and those classes."""
+def build_learner(
+    config: Config, image_size: tuple[int, int], classes: int, *, batches: EpochBatches | None
+) -> Learner:
+    """Networks, objective and views of a configuration, ready to train on images of that size and those classes.
+
+    Without `batches` the networks alone are of use.
+    """
+    steps_per_epoch = len(batches) if batches else 1
     lightning.seed_everything(config.seed, verbose=False)
     network = networks.encoder(config)
     feature_dim = int(network.feature_dim)  # type: ignore[arg-type]
@@ -101,11 +108,29 @@ def build_learner(config: Config, image_size: tuple[int, int], classes: int, *, 
         total_steps=config.epochs * steps_per_epoch,
         seed=config.seed,
         probe=OnlineProbe(feature_dim, classes) if classes > 1 else None,
+        probe_lr=min(config.lr, 0.04),  # of the released code's linear fit: LARS's rates would blow plain SGD up
         channels_last=True,
         check_every=config.check_every,
         compiled=config.compiled,
-        record={"config": to_plain(config), "image_size": list(image_size), "classes": classes},
+        record={
+            "config": to_plain(config),
+            "image_size": list(image_size),
+            "classes": classes,
+            "batches": batches.state_dict() if batches else {},
+        },
     )
+
+
+class LastEpoch(lightning.Callback):
+    """Saves the end of training, where `checkpoint_every` would leave it out."""
+
+    def on_train_end(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
+        saver = trainer.checkpoint_callback
+        assert isinstance(saver, ModelCheckpoint)
+        if saver._last_global_step_saved != trainer.global_step:
+            path = Path(str(saver.dirpath)) / f"step={trainer.global_step}.ckpt"
+            trainer.save_checkpoint(path)
+            saver.best_model_path = str(path)
 
 
 def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
@@ -116,15 +141,20 @@ def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
     files: ImageFiles = source.images
     law = config.augmentation
     if law.size is None:
-        raise ValueError("streamed images need a size for their views: give --augmentation.size")
+        raise ValueError("streamed images need a size for their views: give --size")
     pairs = CroppedPairs(files, law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
     return streaming_loader(pairs, batches, workers=config.workers, pin_memory=torch.cuda.is_available())
 
 
 def check_output(folder: Path) -> None:
     """ValueError where a run cannot write to `folder`, or would overwrite another run."""
-    if (folder / "config.json").exists():
+    if any((folder / "checkpoints").glob("*.ckpt")):  # without one there is nothing to lose
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be; ValueError where nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -155,24 +185,42 @@ def read_config(folder: Path) -> Config:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run (no config.json); give the folder that a pretraining run made")
-    raw = json.loads(path.read_text())
-    root = raw.pop("root")
+    try:
+        raw = json.loads(path.read_text())
+        root = raw.pop("root")
+    except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is torn or of another version ({error}); the checkpoints are unharmed") from error
     return from_plain(raw, Path(root) if root else None)
 
 
 def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
     """Train to the end, from the start or from the last checkpoint of `folder`."""
     quieten()
-    if not resume:
+    for name in ("epochs", "checkpoint_every", "check_every"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; need at least 1")
+    if config.warmup_epochs >= config.epochs:
+        raise ValueError(
+            f"{config.warmup_epochs} warm-up epochs of {config.epochs}: lower --warmup-epochs or train longer"
+        )
+    first = getattr(rank_zero_only, "rank", 0) == 0  # of several processes, each of which runs this command
+    if first and not resume:
         check_output(folder)
-    with EpochProgress(quiet=quiet) as progress:
+    with EpochProgress(quiet=quiet or not first) as progress:
         source = inputs.training_images(config, progress.reading)
         batches = EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
         image_size = source.image_size(config.augmentation.size or 224)
-        learner = build_learner(config, image_size, len(source.images.classes), steps_per_epoch=len(batches))
+        learner = build_learner(config, image_size, len(source.images.classes), batches=batches)
         checkpoint = last_checkpoint(folder) if resume else None
-        done = load_checkpoint(checkpoint).step if checkpoint else 0
-        if not resume:
+        done = 0
+        if checkpoint:
+            read = load_checkpoint(checkpoint)
+            done = read.step
+            batches.load_state_dict(read.record["batches"])
+            here, there = to_plain(config), read.record["config"]
+            if other := [f"{k} {there.get(k)} there, {here[k]} here" for k in here if here[k] != there.get(k)]:
+                raise ValueError(f"{checkpoint.name} was made with other settings: {'; '.join(other)}")
+        if first and not resume:
             root = str(config.root) if config.root else None
             (folder / "config.json").write_text(json.dumps({**to_plain(config), "root": root}, indent=1) + "\n")
         progress.headline(
@@ -193,14 +241,14 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             accelerator="auto",
             devices=config.devices,
             strategy="auto" if config.devices == 1 else "ddp",
-            sync_batchnorm=config.devices > 1,
+            sync_batchnorm=config.devices > 1 and torch.cuda.is_available(),  # it has no CPU form
             precision=config.precision,
             max_epochs=config.epochs,
             logger=[
                 MetricsFile(folder / "logs" / "metrics.csv", step=done),
                 TensorBoardLogger(folder, name="", version="logs", purge_step=done + 1 if resume else None),
             ],
-            callbacks=[saver, progress],
+            callbacks=[saver, LastEpoch(), progress],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -221,6 +269,6 @@ def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
     checkpoint = load_checkpoint(path)
     record = checkpoint.record
     config = from_plain(record["config"], None)
-    learner = build_learner(config, tuple(record["image_size"]), record["classes"], steps_per_epoch=1)
+    learner = build_learner(config, tuple(record["image_size"]), record["classes"], batches=None)
     load_weights(learner, checkpoint.weights, source=path)
     return learner, config, record

@@ -6,7 +6,6 @@ it can be told from the two views alone, so it is *egocentric* (Scherr et al. 20
 of the poses depends on where the object stood, so it is *allocentric* (Lee et al. 2021, Fig. 3A of the paper).
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -94,7 +93,8 @@ class Allocentric:
 class Bins(nn.Module):
     """Clusters each component of an action into K bins (principle e, Eq. 3); the edges live in the checkpoint.
 
-    Values beyond the outer bins count as the outer bins. Build one with `uniform`, `quantile` or `from_edges`.
+    Values beyond the outer bins count as the outer bins; NaN has no bin, so mark its pair invalid. Build one with
+    `uniform` or `quantile`, or from inner edges (d, K - 1).
 
     >>> Bins.uniform(-2.0, 2.0, 4)(torch.tensor([[-1.5, 0.0, 9.0]]))
     tensor([[0, 2, 3]])
@@ -131,14 +131,16 @@ class Bins(nn.Module):
         if bins < 2:
             raise ValueError(f"bins is {bins}; need at least 2")
         lows, highs = torch.broadcast_tensors(
-            torch.atleast_1d(torch.as_tensor(low, dtype=torch.float32)),
-            torch.atleast_1d(torch.as_tensor(high, dtype=torch.float32)),
+            torch.atleast_1d(torch.as_tensor(low, dtype=torch.float64)),
+            torch.atleast_1d(torch.as_tensor(high, dtype=torch.float64)),
         )
         if not bool((lows < highs).all()):
             raise ValueError(f"low {lows.tolist()} must be below high {highs.tolist()} in every component")
-        fractions = torch.arange(1, bins) / bins
-        edges = lows[:, None] + (highs - lows)[:, None] * fractions
-        return cls(edges, half_even=torch.stack((lows, highs)) if rounding == "half_even" else None)
+        steps = torch.arange(1, bins, dtype=torch.float64)
+        # In float64 and rounded once, so that a float32 value on an edge is on the edge.
+        edges = (lows[:, None] * (bins - steps) + highs[:, None] * steps) / bins
+        ends = torch.stack((lows, highs)).float() if rounding == "half_even" else None
+        return cls(edges.float(), half_even=ends)
 
     @classmethod
     def quantile(cls, actions: Float[Tensor, "n d"], bins: int) -> "Bins":
@@ -186,7 +188,8 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
     """A well-mixed 63-bit seed for one step of one stream of randomness, so that nothing has to be remembered.
 
     Randomness that is a function of (seed, step) makes an interrupted run repeat exactly, with no generator state
-    in the checkpoint. The mixer is SplitMix64 (Steele et al. 2014).
+    in the checkpoint. It mixes in the manner of SplitMix64 (Steele et al. 2014). Streams in use: 1 the order of an
+    epoch, 2 and up the views (one for each process), -1 the crops that workers draw.
     """
     mask = (1 << 64) - 1
     state = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) & mask
@@ -194,8 +197,3 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
         state = ((state ^ (state >> 30)) * multiplier) & mask
         state = (state + 0x9E3779B97F4A7C15) & mask
     return (state ^ (state >> 31)) >> 1
-
-
-def uniform_nll(k: int) -> float:
-    """log K: the loss of equal beliefs over K bins, in nats."""
-    return math.log(k)

@@ -16,7 +16,8 @@ class EpochBatches:
     With W processes each takes its own `batch_size / W` of every batch, so that W processes see together what one
     would. `steps_done` tells how many steps a resumed run has behind it; iteration begins there, also within an epoch.
 
-    Raises ValueError where the batch is larger than the data set or does not divide among the processes.
+    Raises ValueError where the batch is larger than the data set, and in iteration where it does not divide among the
+    processes, which are known only then.
 
     >>> [len(batch) for batch in EpochBatches(10, batch_size=4, seed=0)]
     [4, 4]
@@ -27,8 +28,6 @@ class EpochBatches:
             raise ValueError(f"batch size is {batch_size}; a contrastive loss needs at least 2")
         if batch_size > n:
             raise ValueError(f"batch size {batch_size} is larger than the data set of {n}; choose at most {n}")
-        if batch_size % distributed.world_size():
-            raise ValueError(f"batch size {batch_size} does not divide among {distributed.world_size()} processes")
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
@@ -44,6 +43,8 @@ class EpochBatches:
         return self.steps_done() // len(self)
 
     def __iter__(self) -> Iterator[Tensor]:
+        if self.batch_size % distributed.world_size():
+            raise ValueError(f"batch size {self.batch_size} does not divide among {distributed.world_size()} processes")
         epoch, position = divmod(self.steps_done(), len(self))
         generator = torch.Generator().manual_seed(step_seed(self.seed, epoch, stream=1))
         order = torch.randperm(self.n, generator=generator)

@@ -4,8 +4,6 @@ A checkpoint is lightning's file with one more entry, "stec": a format number an
 configuration, commit) from which the networks can be built again. Files are read with `weights_only=True`.
 """
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,17 +31,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint onto the CPU. ValueError names the file where it is torn, foreign or of another version."""
     path = Path(path)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.ckpt")) if path.parent.is_dir() else []
+        folder = path if path.is_dir() else path.parent
+        near = sorted(str(p) for p in folder.rglob("*.ckpt"))[:5] if folder.is_dir() else []
         raise ValueError(f"no checkpoint at {path}" + (f"; there are {', '.join(near)}" if near else ""))
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is torn or is no checkpoint ({reason}); use an earlier one of the run folder, or start again"
         ) from error
     header = raw.get("stec") if isinstance(raw, dict) else None
-    if not isinstance(header, dict) or "state_dict" not in raw:
+    if not isinstance(header, dict) or not {"state_dict", "global_step"} <= set(raw) or "record" not in header:
         raise ValueError(f"{path} was not written by stec; an encoder's plain weights load with load_state_dict")
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')}, this version of stec reads {FORMAT}")

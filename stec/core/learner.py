@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -34,7 +35,8 @@ class Learner(lightning.LightningModule):
     warms up and decays per step. `target_momentum` is the momentum encoder's, for objectives that want one.
 
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
-    `check_every` steps, because reading waits for the device; between two reads nothing does. `compiled` compiles the
+    `check_every` steps, because reading waits for the device; between two reads nothing does. The probe takes plain
+    steps of `probe_lr`, under the same schedule. `compiled` compiles the
     encoder. `record` is what a checkpoint says of itself: plain values that recreate the networks.
     """
 
@@ -51,6 +53,7 @@ class Learner(lightning.LightningModule):
         total_steps: int,
         seed: int,
         probe: OnlineProbe | None = None,
+        probe_lr: float = 0.04,
         target_momentum: float | None = None,
         channels_last: bool = False,
         check_every: int = 1,
@@ -62,7 +65,12 @@ class Learner(lightning.LightningModule):
             raise ValueError("a model of this objective reads a momentum encoder; give target_momentum")
         self.encoder = encoder.to(memory_format=torch.channels_last) if channels_last else encoder  # type: ignore[call-overload]
         self.objective = objective
+        if warmup_steps >= total_steps:
+            raise ValueError(f"warm-up takes {warmup_steps} of {total_steps} steps; warm up for less, or train longer")
+        if check_every < 1:
+            raise ValueError(f"check_every is {check_every}; need at least 1 step")
         self.probe = probe
+        self.probe_lr = probe_lr
         self.target = (
             MomentumEncoder(self.encoder, momentum=target_momentum)
             if objective.needs_target and target_momentum is not None
@@ -81,6 +89,7 @@ class Learner(lightning.LightningModule):
         # In a tuple, outside the module tree: checkpoints keep the keys of the plain encoder.
         self._encoder = (torch.compile(self.encoder) if compiled else self.encoder,)
         self._trace: list[Tensor] = []
+        self._rate = 0.0  # of the last step in the trace
         self._read = 0
         self.last: dict[str, float] = {}  # the means of the last read, for a progress bar
 
@@ -110,6 +119,7 @@ class Learner(lightning.LightningModule):
             terms["online"] = score.accuracy
             loss = loss + score.loss
         self._trace.append(torch.stack([terms[name].detach().float() for name in self.names]))
+        self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         if (self.global_step + 1) % self.check_every == 0:
             self.read_terms()
         return loss
@@ -128,14 +138,13 @@ class Learner(lightning.LightningModule):
         if len(bad):
             row, term = (int(i) for i in bad[0])
             raise NonFiniteLoss(
-                f"{self.names[term]} became {float(terms[row, term])} at step {self._read + row}. The last checkpoint "
-                "holds a state before it. Try a lower learning rate, a longer warm-up, or bf16 in place of fp16."
+                f"{self.names[term]} became {float(terms[row, term])} at step {self._read + row}. {self._good()} "
+                "Try a lower learning rate, a longer warm-up, or bf16 in place of fp16."
             )
         self._read += steps
         self.last = dict(zip(self.names, trace.mean(dim=0).tolist()))
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         for logger in self.loggers:
-            logger.log_metrics({**self.last, "lr": rate}, step=self._read)
+            logger.log_metrics({**self.last, "lr": self._rate}, step=self._read)
 
     def optimizer_step(self, *args: Any) -> None:
         """The optimiser's step, then every momentum encoder's."""
@@ -145,7 +154,15 @@ class Learner(lightning.LightningModule):
             if isinstance(module, MomentumEncoder):
                 module.update(1.0 - (1.0 - module.momentum) * (math.cos(math.pi * progress) + 1.0) / 2.0)
 
+    def _good(self) -> str:
+        """Where the state before a failure lies."""
+        folder = getattr(self.trainer.checkpoint_callback, "dirpath", None)
+        written = sorted(Path(folder).glob("*.ckpt"), key=lambda path: path.stat().st_mtime) if folder else []
+        return f"The last good checkpoint is {written[-1]}." if written else "No checkpoint was written before it."
+
     def on_train_start(self) -> None:
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError("accumulating gradients is no larger contrastive batch: set accumulate_grad_batches to 1")
         self._read = self.global_step
         self._trace = []
 
@@ -153,16 +170,20 @@ class Learner(lightning.LightningModule):
         self.read_terms()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.read_terms()  # weights that a NaN has reached are not written
+        self.read_terms()
+        # A finite loss can have had a gradient that is not: weights that a NaN has reached are not written.
+        floats = [value for value in self.state_dict().values() if value.is_floating_point()]
+        if not bool(torch.stack([value.isfinite().all() for value in floats]).all()):
+            raise NonFiniteLoss(f"weights became NaN or infinite before step {self.global_step}. {self._good()}")
         checkpoint["stec"] = {"format": FORMAT, "record": self.record}
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        groups = parameter_groups(
-            self,
-            weight_decay=self.weight_decay,
-            # The probe is no part of the method: plain steps, without decay or adaptation.
-            adapt=lambda name, parameter: not name.startswith("probe.") and self.adapt(name, parameter),
-        )
+        method = nn.ModuleDict({"encoder": self.encoder, "objective": self.objective})
+        groups = parameter_groups(method, weight_decay=self.weight_decay, adapt=self.adapt)
+        if self.probe is not None:  # no part of the method: plain steps at a rate of its own
+            probe = list(self.probe.parameters())
+            names = [f"probe.{name}" for name, _ in self.probe.named_parameters()]
+            groups.append({"name": "probe", "params": probe, "names": names, "weight_decay": 0.0, "lr": self.probe_lr})
         optimizer = self.make_optimizer(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.total_steps)

@@ -14,6 +14,7 @@ from torch import Tensor
 # Logits held at once, in elements. 16 MiB of float32 stay in the cache of a processor; a GPU wants larger products.
 CPU_BLOCK = 1 << 22
 GPU_BLOCK = 1 << 26
+NO_BIN = torch.iinfo(torch.int64).min
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -55,6 +56,8 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: the saved gradients know nothing of what they depend on
+            raise RuntimeError("info_nce has no second derivative; write the softmax out where you need one")
         d_queries, d_keys = ctx.saved_tensors
         scale = grad / ctx.rows
         return (
@@ -79,7 +82,7 @@ def info_nce(
 
     `positives` and `excluded` are columns: the key that belongs to each query, and one that is no candidate for it
     (itself). `block` is the number of rows of logits held at once; by default what suits the device. Memory is
-    O((n + m) f + block m), forward and backward together. No second derivative.
+    O((n + m) f + block m), forward and backward together. A second derivative raises RuntimeError.
 
     >>> one = torch.eye(3)
     >>> info_nce(one, one, positives=torch.arange(3), temperature=1.0)   # log(1 + 2/e)
@@ -115,8 +118,10 @@ def nt_xent(
     >>> nt_xent(torch.ones(4, 2), torch.ones(4, 2), 0.5)   # log 7
     tensor(1.9459)
     """
-    if z.shape != z_prime.shape:
+    if z.shape != z_prime.shape or not len(z):
         raise ValueError(f"z {tuple(z.shape)} and z_prime {tuple(z_prime.shape)} must hold partners row by row")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; need a positive value")
     b = len(z)
     wide = torch.promote_types(z.dtype, torch.float32)
     queries = F.normalize(torch.cat((z, z_prime)).to(wide), dim=1)
@@ -152,7 +157,11 @@ def binned_nll(
     tensor(1.7918)
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    nll = F.cross_entropy(logits.to(wide).flatten(0, 1), bins.flatten(), reduction="none")
+    logits = logits.to(wide)
+    if valid is not None:  # whatever an invalid row holds, it reaches neither the loss nor the gradient
+        logits, bins = logits.where(valid[:, None, None], 0.0), bins.where(valid[:, None], 0)
+    # No bin is to be ignored: one out of range is an error.
+    nll = F.cross_entropy(logits.flatten(0, 1), bins.flatten(), reduction="none", ignore_index=NO_BIN)
     return mean_over_valid(nll.view_as(bins), valid)
 
 
@@ -167,5 +176,7 @@ def gaussian_nll(
     >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(2))
     tensor(0.5000)
     """
-    wide = torch.promote_types(mean.dtype, torch.float32)
-    return mean_over_valid(((action - mean.to(wide)) / std).square() / 2, valid)
+    difference = action - mean.to(torch.promote_types(mean.dtype, torch.float32))
+    if valid is not None:
+        difference = difference.where(valid[:, None], 0.0)
+    return mean_over_valid((difference / std).square() / 2, valid)

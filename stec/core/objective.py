@@ -40,10 +40,10 @@ class STECObjective(nn.Module):
 
     def __init__(self, models: Mapping[str, InverseModel], weights: Mapping[str, float]) -> None:
         super().__init__()
-        if set(models) != set(weights) or "loss" in models or not models:
+        if set(models) != set(weights) or {"loss", "online"} & set(models) or not models:
             raise ValueError(
                 f"models {sorted(models)} and weights {sorted(weights)} need the same names, at least one; "
-                "'loss' is the name of their sum"
+                "'loss' is the name of their sum, 'online' of the probe's accuracy"
             )
         self.models = nn.ModuleDict(models)
         self.weights = dict(weights)

@@ -140,7 +140,7 @@ def _torchvision_set(build: Callable[[], Any], root: str | Path, folder: str) ->
         where = Path(_root(root)) / folder
         state = "does not match its checksums" if where.exists() else "does not exist"
         raise ValueError(
-            f"{where} {state}; name the folder that holds {folder!r}, or pass download=True to fetch it"
+            f"{where} {state}; name the folder that holds {folder!r}, or pass download=True (--download) to fetch it"
         ) from error
 
 

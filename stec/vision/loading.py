@@ -43,8 +43,8 @@ def load(
 
     With `size` every image's shorter side is resized to it (bilinear, antialiased) and the centre is cut out. `threads`
     defaults to the cores, at most 16; `progress` is called with the files done and their number. Files to be streamed
-    have their headers read, with `skip_broken` all of their pixels. Raises ValueError naming the first few broken files
-    unless `skip_broken`; where none is left, always.
+    are decoded once to find torn ones, at low resolution where that is cheaper. Raises ValueError naming the first few
+    broken files unless `skip_broken`; where none is left, always.
     """
     height, width = (size, size) if size else _first_size(files)
     needed = len(files) * 3 * height * width
@@ -87,10 +87,12 @@ def load(
 
 
 def _to_stream(files: ImageFiles, pool: "_Pool", skip_broken: bool, why: str) -> Loaded:
+    """Every file is decoded once, at low resolution where its format allows: a torn one is found before training."""
+
     def check_chunk(chunk: range) -> Iterable[Broken | None]:
         for path in map(files.path, chunk):
             try:
-                check(path, pixels=skip_broken)
+                check(path, pixels=True)
                 yield None
             except ValueError as error:
                 yield Path(path), str(error)
@@ -128,7 +130,7 @@ def _good(files: ImageFiles, broken: dict[int, Broken], skip_broken: bool) -> In
     if not skip_broken:
         raise ValueError(
             f"{len(broken)} of {len(files)} files in {files.root} cannot be decoded: {reasons}. "
-            "Restore or remove them, or pass skip_broken=True to go on without them"
+            "Restore or remove them, or pass skip_broken=True (--skip-broken) to go on without them"
         )
     return torch.tensor([i for i in range(len(files)) if i not in broken])
 

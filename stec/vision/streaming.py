@@ -111,7 +111,7 @@ class SeededBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         # Two mixings: stream 1 orders the epoch, and no index may share another stream's seed.
-        epoch_seed = step_seed(self.batches.seed, self.batches.epoch, stream=2)
+        epoch_seed = step_seed(self.batches.seed, self.batches.epoch, stream=-1)
         for indices in self.batches:
             yield [(index, step_seed(epoch_seed, index)) for index in indices.tolist()]
 

@@ -196,5 +196,7 @@ def _check(images: Tensor, generator: torch.Generator) -> None:
             f"images have shape {tuple(images.shape)}; need a batch (b, 3, h, w) of colour images. "
             "Grey images (b, 1, h, w) become colour by images.expand(-1, 3, -1, -1)"
         )
+    if images.is_floating_point() and images.device.type == "cpu" and float(images.amax()) > 1.0:  # no wait on a CPU
+        raise ValueError(f"float images reach {float(images.amax()):g}; need values in [0, 1]: divide by 255")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; need uint8 in [0, 255] or floats in [0, 1]")

@@ -62,6 +62,12 @@ def test_uniform_floor_bins_against_the_formula(bins: int) -> None:
     assert torch.equal(Bins.uniform(-2.0, 2.0, bins)(values), expected)
 
 
+@pytest.mark.parametrize(("low", "high", "k"), [(-1.0, 1.0, 10), (-2.0, 2.0, 6), (-0.5, 0.5, 7)])
+def test_a_value_on_an_edge_belongs_to_the_upper_bin(low: float, high: float, k: int) -> None:
+    edges = torch.tensor([low + (high - low) * i / k for i in range(1, k)])[:, None]
+    assert Bins.uniform(low, high, k)(edges)[:, 0].tolist() == list(range(1, k))
+
+
 def test_uniform_bins_with_a_range_for_each_component() -> None:
     bins = Bins.uniform([-2.0, -0.5], [2.0, 0.5], 6, "half_even")
     found = bins(torch.tensor([[1.4, 0.4], [-9.0, 9.0], [0.0, -0.0]]))

@@ -8,6 +8,7 @@ import lightning
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor, nn
 
 from stec.core.actions import Bins, ViewPair
@@ -18,7 +19,7 @@ from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.manipulation import BinnedActions
 from stec.core.networks import MomentumEncoder, mlp
 from stec.core.objective import Features, InverseModel, STECObjective
-from stec.core.optim import LARS, by_kind
+from stec.core.optim import LARS, by_kind, warmup_cosine
 from stec.core.probe import OnlineProbe
 
 N, BATCH, EPOCHS = 64, 16, 3
@@ -199,6 +200,69 @@ def test_a_nan_stops_the_run_with_step_and_term(tmp_path: Path, check_every: int
     with pytest.raises(NonFiniteLoss, match=r"manipulation became nan at step 5.*checkpoint"):
         fit(learner, a_trainer(tmp_path, callbacks=[Breaks(), saver]))
     assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=2.ckpt", "step=4.ckpt"}
+
+
+def test_weights_that_a_nan_gradient_has_reached_are_not_written(tmp_path: Path) -> None:
+    """The loss of the step is finite; its gradient is not, and the epoch ends there."""
+    learner = a_learner()
+
+    class Poisons(lightning.Callback):
+        def on_after_backward(self, trainer: Any, module: Any) -> None:
+            if trainer.global_step == 3:
+                next(module.encoder.parameters()).grad.fill_(float("nan"))
+
+    saver = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    with pytest.raises(NonFiniteLoss, match=r"weights became NaN or infinite before step 4.*step=2.ckpt"):
+        fit(learner, a_trainer(tmp_path, callbacks=[Poisons(), saver]))
+    assert {path.name for path in tmp_path.glob("*.ckpt")} == {"step=2.ckpt"}
+
+
+class Rows(Logger):
+    """A logger that keeps what it is given."""
+
+    name = version = "rows"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append({**metrics, "step": step or 0})
+
+    def log_hyperparams(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_the_logged_rate_is_that_of_the_last_step_read(tmp_path: Path, check_every: int) -> None:
+    trainer = a_trainer(tmp_path)
+    trainer.logger = rows = Rows()
+    fit(a_learner(check_every=check_every), trainer)
+    for row in rows.rows:
+        assert row["lr"] == pytest.approx(0.5 * warmup_cosine(int(row["step"]) - 1, 2, STEPS))
+
+
+def test_the_probe_takes_plain_steps_of_its_own_rate() -> None:
+    optimizer = a_learner().configure_optimizers()["optimizer"]
+    probe = next(group for group in optimizer.param_groups if group["name"] == "probe")
+    assert probe["initial_lr"] == 0.04
+    assert probe["weight_decay"] == 0.0
+    assert {len(p.shape) for p in probe["params"]} == {1, 2}
+    assert not any(name.startswith("probe") for g in optimizer.param_groups if g is not probe for name in g["names"])
+
+
+def test_processes_draw_different_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, batch = a_learner(), (torch.zeros(4, 8), torch.zeros(4, dtype=torch.long))
+    first = learner.make_pair(batch, 5).x
+    monkeypatch.setattr("stec.core.distributed.rank", lambda: 1)
+    assert not torch.equal(first, learner.make_pair(batch, 5).x)
+
+
+def test_accumulating_gradients_is_refused(tmp_path: Path) -> None:
+    trainer = a_trainer(tmp_path)
+    trainer.accumulate_grad_batches = 2
+    with pytest.raises(ValueError, match="accumulate_grad_batches to 1"):
+        fit(a_learner(), trainer)
 
 
 def test_a_checkpoint_loads_without_running_anything_and_tells_its_record(tmp_path: Path) -> None:

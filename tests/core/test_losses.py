@@ -180,6 +180,34 @@ def test_a_batch_without_valid_pairs_gives_exactly_zero(loss: str) -> None:
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_an_invalid_row_holds_reaches_no_gradient(poison: float) -> None:
+    valid = torch.tensor([True, False])
+    logits, mean, action = random(2, 3, 6), random(2, 3), random(2, 3, seed=1)
+    logits[1], action[1] = poison, poison
+    bins = torch.tensor([[0, 1, 2], [-1, 9, 0]])
+    for value, wrt in (
+        (lambda t: binned_nll(t, bins, valid), logits),
+        (lambda t: gaussian_nll(t, action, torch.ones(3).double(), valid), mean),
+    ):
+        wrt.requires_grad_()
+        (gradient,) = torch.autograd.grad(value(wrt), wrt)
+        assert gradient.isfinite().all()
+        assert (gradient[1] == 0).all()
+        assert gradient[0].abs().sum() > 0
+
+
+def test_a_bin_out_of_range_is_an_error_and_never_ignored() -> None:
+    with pytest.raises(IndexError):
+        binned_nll(torch.zeros(1, 1, 6), torch.tensor([[-100]]))
+
+
+def test_a_second_derivative_raises() -> None:
+    z = random(4, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(nt_xent(z, random(4, 3, seed=1), 0.5), z, create_graph=True)
+
+
 def test_gaussian_nll_is_the_normal_density_up_to_its_constant() -> None:
     mean, action, std = random(6, 3), random(6, 3, seed=1), torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64)
     density = torch.distributions.Normal(mean, std).log_prob(action)

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from recipes import records
+from recipes import quickstart, records
 from recipes.results import table
 from recipes.vision import evaluate, inputs, networks, pretrain
 from recipes.vision.presets import PRESETS, Config, method, preset
@@ -98,6 +101,64 @@ def test_a_torn_last_checkpoint_falls_back_to_the_one_before(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_end_is_saved_whatever_the_interval(tmp_path: Path) -> None:
+    outcome = train(tiny(epochs=3, checkpoint_every=2), tmp_path / "run", quiet=True)
+    assert outcome.checkpoint.name == "step=12.ckpt"
+    assert load_checkpoint(outcome.checkpoint).step == 12
+
+
+def test_other_data_are_not_resumed_on(tmp_path: Path) -> None:
+    train(tiny(), tmp_path / "run", quiet=True)
+    for changes in ({"limit": 80}, {"width": 8}):
+        with pytest.raises(ValueError, match=r"use the same|was made with other settings: (limit|width)"):
+            train(tiny(**changes), tmp_path / "run", resume=True, quiet=True)
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    """The command itself, with lightning's processes: one run folder, written once, with the mean of both."""
+    words = "quickstart --limit 64 --batch-size 16 --epochs 2 --width 4 --precision 32-true --check-every 1 --devices 2"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [sys.executable, "-m", "recipes.vision.pretrain", *words.split(), "--out", str(tmp_path / "two")],
+        check=True,
+        env=environment,
+        capture_output=True,
+        timeout=300,
+    )
+    rows = losses(tmp_path / "two")
+    assert [int(row.split(",")[0]) for row in rows] == list(range(1, 9))
+    assert len(records.read(tmp_path / "two" / "results.json")) == 1
+
+
+def test_all_protocols_on_few_images(tmp_path: Path) -> None:
+    outcome = train(tiny(), tmp_path / "run", quiet=True)
+    found = evaluate.evaluate(evaluate.Arguments(outcome.checkpoint))
+    assert [x.protocol for x in found[-1].results][:3] == ["linear", "logistic", "knn"]
+
+
+def test_the_recorded_command_leaves_folders_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["x", "--root=/home/alice/data", "--checkpoint", "/home/alice/run/step=8.ckpt", "--out", "/home/alice/"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert "alice/" not in records.command()
+    assert "--root=data --checkpoint step=8.ckpt --out alice" in records.command()
+
+
+def test_quickstart_keeps_what_it_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "stec").mkdir()
+    with pytest.raises(ValueError, match="did not write"):
+        quickstart.make_folder(tmp_path)
+    assert (tmp_path / "stec").is_dir()
+    own = tmp_path / "own"
+    quickstart.make_folder(own)
+    (own / "stec").mkdir()
+    quickstart.make_folder(own)
+    assert not (own / "stec").exists()
+    (own / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes.txt"):
+        quickstart.make_folder(own)
+
+
 def test_evaluation_writes_every_protocol_with_its_name(run: Path, tmp_path: Path) -> None:
     arguments = evaluate.Arguments(newest(run), baselines=True, protocols=("logistic", "knn"))
     found = evaluate.evaluate(arguments)
@@ -182,6 +243,24 @@ def test_a_flat_folder_without_labels(tmp_path: Path) -> None:
     assert outcome.learner.probe is None
     with pytest.raises(ValueError, match=r"no labels to probe with.*train/<class>"):
         evaluate.evaluate(evaluate.Arguments(outcome.checkpoint))
+
+
+def test_a_torn_file_among_many_sizes_is_found_before_training(tmp_path: Path) -> None:
+    save_images(tmp_path / "mine" / "a", 10)
+    save_images(tmp_path / "mine" / "b", 10, (64, 36))
+    torn = tmp_path / "mine" / "b" / "3.png"
+    torn.write_bytes(torn.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"3.png.*--skip-broken"):
+        inputs.training_images(own(tmp_path / "mine"))
+
+
+def test_a_readme_beside_the_classes_and_a_class_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        save_images(tmp_path / "mine" / name, 10)
+    (tmp_path / "mine" / "README.txt").write_text("toys")
+    source = inputs.training_images(own(tmp_path / "mine"))
+    assert source.images.classes == ("bus", "train")
+    assert len(source.images) == 20
 
 
 def test_images_of_many_sizes_are_streamed_and_probed(tmp_path: Path) -> None:
