@@ -140,7 +140,7 @@ def _presets() -> dict[str, Config]:
         arch="resnet18",
         stem="stl",
         width=16,
-        epochs=10,
+        epochs=8,
         warmup_epochs=1,
         batch_size=128,
         temperature=0.2,
