@@ -24,7 +24,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -
     """A small table: the first column names, the others numbers."""
     grid = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold", min_width=min(8, len(name)))
     for row in rows:
         grid.add_row(*row)
     CONSOLE.print(grid)
