@@ -26,7 +26,7 @@ from recipes.bench.views import measure
 from recipes.progress import say, table
 from recipes.vision import networks
 from recipes.vision.presets import preset
-from recipes.vision.run import optimizer_factory
+from recipes.vision.run import check_writable, optimizer_factory
 from stec.core.losses import nt_xent
 from stec.core.objective import STECObjective, encode
 from stec.core.optim import by_kind, parameter_groups
@@ -185,6 +185,8 @@ def processor_seconds() -> tuple[float, float]:
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.bench.vision", description=__doc__)
+    if arguments.out:
+        check_writable(arguments.out.parent)
     start, before = time.perf_counter(), processor_seconds()
     results: list[records.Result] = []
     if "views" in arguments.parts:

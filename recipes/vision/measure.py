@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchvision.transforms.v2 import functional
 
 from recipes.records import Result
 from recipes.vision import networks
@@ -43,15 +44,23 @@ def device() -> torch.device:
 
 
 def plain_batches(inputs: Inputs, config: Config, size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images as they are, in [0, 1], without augmentation; streamed files resized and cut at their centre."""
+    """Images in [0, 1] without augmentation: as they are, or resized and cut at their centre to the views' size.
+
+    The resizing is that of `EvalImages`, so that it does not matter whether the images lie in memory or are streamed.
+    """
     if isinstance(inputs.images, ImageSet):
-        data = inputs.images
+        data, views = inputs.images, config.augmentation.size
+        resized = views is not None and tuple(data.images.shape[2:]) != (views, views)
         for start in range(0, len(data), size):
             part = slice(start, start + size)
-            yield data.images[part].float() / 255, data.labels[part]
+            images = data.images[part]
+            if resized and views is not None:
+                images = functional.resize(images, [round(views * 256 / 224)], antialias=True)
+                images = functional.center_crop(images, [views, views])
+            yield images.float() / 255, data.labels[part]
     else:
-        images = EvalImages(inputs.images, config.augmentation.size or 224)
-        for pixels, labels in DataLoader(images, batch_size=size, num_workers=config.workers):
+        files = EvalImages(inputs.images, config.augmentation.size or 224)
+        for pixels, labels in DataLoader(files, batch_size=size, num_workers=config.workers):
             yield pixels.float() / 255, labels
 
 

@@ -14,13 +14,15 @@ from PIL import Image
 
 from recipes import quickstart, records
 from recipes.results import table
-from recipes.vision import evaluate, inputs, networks, pretrain
+from recipes.vision import evaluate, inputs, measure, networks, pretrain
 from recipes.vision.presets import PRESETS, Config, method, preset
 from recipes.vision.run import from_plain, load_learner, read_config, to_plain
 from recipes.vision.run import pretrain as train
 from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import NonFiniteLoss
 from stec.core.manipulation import BinnedActions
+from stec.vision.data import ImageSet
+from stec.vision.folder import image_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -252,6 +254,17 @@ def test_a_torn_file_among_many_sizes_is_found_before_training(tmp_path: Path) -
     torn.write_bytes(torn.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"3.png.*--skip-broken"):
         inputs.training_images(own(tmp_path / "mine"))
+
+
+def test_probed_images_have_the_views_size_in_memory_and_streamed(tmp_path: Path) -> None:
+    save_images(tmp_path / "mine", 6, (80, 80))
+    config = own(tmp_path / "mine")
+    resident = inputs.training_images(config)
+    assert isinstance(resident.images, ImageSet)
+    streamed = inputs.Inputs(image_folder(tmp_path / "mine", labelled=False), "")
+    (one, _), (other, _) = (next(measure.plain_batches(source, config)) for source in (resident, streamed))
+    assert one.shape == other.shape == (6, 3, 32, 32)
+    torch.testing.assert_close(one, other, atol=2 / 255, rtol=0)  # Pillow and torchvision round differently
 
 
 def test_a_readme_beside_the_classes_and_a_class_called_train(tmp_path: Path) -> None:
