@@ -1,0 +1,35 @@
+"""What the documents say of the code is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_test_that_the_concept_names_exists() -> None:
+    text = (ROOT / "docs" / "concept.md").read_text()
+    file, found = "", 0
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)", text):
+        file = path or file
+        assert f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+        found += 1
+    assert found > 10
+
+
+def test_every_file_that_the_documents_link_exists() -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md"):
+        path = ROOT / document
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{document}: {target}"
+
+
+@pytest.mark.unchecked
+def test_the_example_of_the_readme_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(blocks[0], names)
+    terms = names["terms"]
+    assert isinstance(terms, dict)
+    assert set(terms) == {"identity", "manipulation", "loss"}
