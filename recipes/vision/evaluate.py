@@ -1,7 +1,7 @@
 """Probe a checkpoint: python -m recipes.vision.evaluate --checkpoint RUN/checkpoints/FILE.ckpt.
 
 Three protocols on frozen features of labelled images, each image as it is: a linear layer by the optimiser and schedule
-of the released code's linear fit (which augmented its images; these features are fixed), logistic regression
+of the released code's linear fit (with --augmented on new crops and flips each epoch, as there), logistic regression
 (L-BFGS), weighted k nearest neighbours; and how well the manipulation model reads actions off held-out views. The
 data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
 encoder too. The numbers go into the run's results.json, beside those of pretraining.
@@ -18,7 +18,7 @@ import tyro
 from recipes import records
 from recipes.progress import say, table
 from recipes.vision import inputs, networks
-from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, frozen, probe, read_actions
+from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, augmented, frozen, probe, read_actions
 from recipes.vision.presets import Config, Data, method
 from recipes.vision.run import check_writable, load_learner, read_config, to_plain
 from stec.vision.data import ImageSet
@@ -33,6 +33,7 @@ class Arguments:
     data: Data | None = None  # which data; the run's own by default
     limit: int | None = None  # training images for the probes; the run's own by default
     protocols: tuple[Protocol, ...] = PROTOCOLS
+    augmented: bool = False  # linear: new crops and flips each epoch, as in the released code; encodes all 100 times
     baselines: bool = False  # also probe raw pixels and the untrained encoder
     out: Path | None = None  # where to write; results.json in the run's folder by default
 
@@ -73,7 +74,13 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     config = data_of(arguments, config)
     train, test = inputs.labelled_images(config)
     done = baselines(config, train, test, arguments.protocols) if arguments.baselines else []
-    results = probe(frozen(learner.encoder, train, test, config), arguments.protocols, seed=config.seed)
+    views = None
+    if arguments.augmented:
+        if not isinstance(train.images, ImageSet):
+            raise ValueError("--augmented needs training images in memory, all of one size")
+        views = augmented(learner.encoder, train.images, config)
+    features = frozen(learner.encoder, train, test, config)
+    results = probe(features, arguments.protocols, seed=config.seed, views=views)
     if "manipulation" in learner.objective.names and isinstance(test.images, ImageSet):
         results += read_actions(learner, config, test.images)
     elif "manipulation" in learner.objective.names:

@@ -19,7 +19,7 @@ from stec.core.learner import Learner
 from stec.core.losses import binned_nll
 from stec.core.manipulation import BinnedActions
 from stec.core.objective import encode
-from stec.core.probe import ProbeResult, extract, knn_accuracy, linear_accuracy, logistic_accuracy
+from stec.core.probe import EpochFeatures, ProbeResult, extract, knn_accuracy, linear_accuracy, logistic_accuracy
 from stec.vision.data import ImageSet
 from stec.vision.streaming import EvalImages
 from stec.vision.views import CROP_FLIP, Augmentation, two_views
@@ -66,6 +66,7 @@ def plain_batches(inputs: Inputs, config: Config, size: int = 256) -> Iterator[t
 
 def frozen(encoder: nn.Module, train: Inputs, test: Inputs, config: Config) -> Frozen:
     """Features of both splits from one pass each."""
+    encoder = encoder.to(device())
     parts = [extract(encoder, plain_batches(split, config), device=device()) for split in (train, test)]
     return Frozen(*parts[0], *parts[1])
 
@@ -77,17 +78,50 @@ class Pixels(nn.Module):
         return images.flatten(1)
 
 
-def probe(features: Frozen, protocols: Sequence[Protocol], *, seed: int) -> list[Result]:
-    """Accuracy on the test features by each protocol."""
+def augmented(encoder: nn.Module, train: ImageSet, config: Config) -> EpochFeatures:
+    """Features of newly cropped and flipped images for every epoch, as the released code's linear fit has them."""
+    law, (h, w) = geometry(config.augmentation), (int(n) for n in train.images.shape[2:])
+    encoder = encoder.to(device())
+
+    def epoch_features(epoch: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(step_seed(config.seed, epoch, stream=-2))
+
+        def batches() -> Iterator[tuple[Tensor, Tensor]]:
+            for start in range(0, len(train), 256):
+                part = slice(start, start + 256)
+                images = train.images[part]
+                crops = law.draw_crops(len(images), (h, w), generator=generator)
+                yield crops.apply(images, law.size or (h, w)), train.labels[part]
+
+        return extract(encoder, batches(), device=device())
+
+    return epoch_features
+
+
+def probe(
+    features: Frozen, protocols: Sequence[Protocol], *, seed: int, views: EpochFeatures | None = None
+) -> list[Result]:
+    """Accuracy on the test features by each protocol; with `views` the linear layer trains on these, epoch by epoch."""
+    train = features.train if views is None else views
+    train_labels = features.train_labels if views is None else None
+    size = min(1024, len(features.train))
     data = (features.train, features.train_labels, features.test, features.test_labels)
     run: dict[Protocol, Callable[[], ProbeResult]] = {
-        "linear": lambda: linear_accuracy(*data, seed=seed, batch_size=min(1024, len(features.train))),
+        "linear": lambda: linear_accuracy(
+            train, train_labels, features.test, features.test_labels, seed=seed, batch_size=size
+        ),
         "logistic": lambda: logistic_accuracy(*data),
         "knn": lambda: knn_accuracy(*data),
     }
     found = [run[protocol]() for protocol in protocols]
     return [
-        Result("accuracy", round(r.accuracy, 4), r.protocol, {"train": r.n_train, "test": r.n_test, **r.settings})
+        Result(
+            "accuracy",
+            round(r.accuracy, 4),
+            r.protocol,
+            {"train": r.n_train, "test": r.n_test, **r.settings}
+            | ({"augmented": views is not None} if r.protocol == "linear" else {}),
+        )
         for r in found
     ]
 

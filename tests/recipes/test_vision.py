@@ -138,6 +138,19 @@ def test_all_protocols_on_few_images(tmp_path: Path) -> None:
     assert [x.protocol for x in found[-1].results][:3] == ["linear", "logistic", "knn"]
 
 
+def test_the_linear_probe_on_new_views_each_epoch(run: Path) -> None:
+    learner, config, _ = load_learner(newest(run))
+    train_set, _ = inputs.labelled_images(config)
+    assert isinstance(train_set.images, ImageSet)
+    views = measure.augmented(learner.encoder, train_set.images, config)
+    (one, labels), (again, _), (other, _) = views(0), views(0), views(1)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert torch.equal(labels, train_set.images.labels)
+    found = evaluate.evaluate(evaluate.Arguments(newest(run), protocols=("linear",), augmented=True))
+    assert found[-1].results[0].details["augmented"] is True
+
+
 def test_the_recorded_command_leaves_folders_out(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["x", "--root=/home/alice/data", "--checkpoint", "/home/alice/run/step=8.ckpt", "--out", "/home/alice/"]
     monkeypatch.setattr(sys, "argv", words)
