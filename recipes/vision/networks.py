@@ -1,7 +1,8 @@
 """Encoder, objective and views of a Config: the one place where its words become modules."""
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from recipes.vision.presets import Config
 from stec.core.actions import Allocentric, Bins, Chance, EfferenceCopy, Egocentric, chance_level
@@ -40,10 +41,10 @@ def action_bins(config: Config, image_size: tuple[int, int]) -> Bins:
     )
 
 
-def chance(config: Config, bins: Bins, image_size: tuple[int, int]) -> Chance:
-    """What a predictor blind to the views reaches on these bins, from 100,000 simulated pairs."""
+def simulated(config: Config, image_size: tuple[int, int]) -> Float[Tensor, "n d"]:
+    """100,000 actions under the law of the views; always the same ones."""
     law = config.augmentation
-    actions = simulate_actions(
+    return simulate_actions(
         COPIES[config.action],
         100_000,
         image_size=image_size,
@@ -52,7 +53,11 @@ def chance(config: Config, bins: Bins, image_size: tuple[int, int]) -> Chance:
         p_flip=law.p_flip,
         generator=torch.Generator().manual_seed(1),
     )
-    return chance_level(bins(actions), bins.bins)
+
+
+def chance(config: Config, bins: Bins, image_size: tuple[int, int]) -> Chance:
+    """What a predictor blind to the views reaches on these bins, from 100,000 simulated pairs."""
+    return chance_level(bins(simulated(config, image_size)), bins.bins)
 
 
 def objective(config: Config, feature_dim: int, image_size: tuple[int, int]) -> STECObjective:
@@ -78,17 +83,7 @@ def manipulation(config: Config, feature_dim: int, image_size: tuple[int, int]) 
     if config.manipulation == "binned":
         bins = action_bins(config, image_size)
         return BinnedActions(mlp(2 * feature_dim, hidden, d * bins.bins), bins)
-    law = config.augmentation
-    actions = simulate_actions(
-        copy,
-        100_000,
-        image_size=image_size,
-        scale=law.scale,
-        ratio=law.ratio,
-        p_flip=law.p_flip,
-        generator=torch.Generator().manual_seed(1),
-    )
-    std = actions.std(dim=0)
+    std = simulated(config, image_size).std(dim=0)
     # A constant component (two of the released label's six) teaches nothing; any width will do for it.
     return RegressedActions(mlp(2 * feature_dim, hidden, d), std=torch.where(std > 0, std, 1.0))
 
