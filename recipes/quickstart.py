@@ -18,8 +18,8 @@ from recipes.progress import say, table
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions
 from recipes.vision.pairs import draw_pairs
-from recipes.vision.presets import Config, method, preset
-from recipes.vision.run import pretrain
+from recipes.vision.presets import Config, preset
+from recipes.vision.run import pretrain, record_of
 from stec.core.learner import Learner
 from stec.core.manipulation import BinnedActions
 from stec.core.objective import encode
@@ -98,16 +98,7 @@ def main() -> None:
         results = probe(frozen(learner.encoder, train, test, config), ["logistic"], seed=config.seed)
         if config.lambda_manip:
             results += read_actions(learner, config, test.images)
-        found.append(
-            records.record(
-                method=method(config),
-                preset=config.preset,
-                data=config.data,
-                seed=config.seed,
-                seconds=outcome.seconds,
-                results=results,
-            )
-        )
+        found.append(record_of(config, results, seconds=outcome.seconds))
     assert learner is not None
     records.write(found, arguments.out / "results.json")
     picture(learner, stec, test.images, arguments.out / "pairs.png")

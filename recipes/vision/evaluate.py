@@ -19,8 +19,8 @@ from recipes import records
 from recipes.progress import say, table
 from recipes.vision import inputs, networks
 from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, augmented, frozen, probe, read_actions
-from recipes.vision.presets import Config, Data, method
-from recipes.vision.run import check_writable, load_learner, read_config, to_plain
+from recipes.vision.presets import Config, Data
+from recipes.vision.run import check_writable, load_learner, read_config, record_of
 from stec.vision.data import ImageSet
 
 
@@ -56,13 +56,8 @@ def baselines(
     lightning.seed_everything(config.seed, verbose=False)
     networks_ = {"raw pixels": Pixels(), "untrained encoder": networks.encoder(config)}
     return [
-        records.record(
-            method=name,
-            preset=config.preset,
-            data=config.data,
-            seed=config.seed,
-            seconds=None,
-            results=probe(frozen(network, train, test, config), protocols, seed=config.seed),
+        record_of(
+            config, probe(frozen(network, train, test, config), protocols, seed=config.seed), seconds=None, name=name
         )
         for name, network in networks_.items()
     ]
@@ -85,17 +80,7 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
         results += read_actions(learner, config, test.images)
     elif "manipulation" in learner.objective.names:
         say("actions are not read off streamed test images: this needs them in memory, all of one size")
-    done.append(
-        records.record(
-            method=method(config),
-            preset=config.preset,
-            data=config.data,
-            seed=config.seed,
-            seconds=seconds,
-            results=results,
-            settings=to_plain(config),
-        )
-    )
+    done.append(record_of(config, results, seconds=seconds))
     return done
 
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from recipes import records
 from recipes.progress import say
 from recipes.vision.presets import PRESETS, Config, method, preset
-from recipes.vision.run import Outcome, pretrain, read_config, to_plain
+from recipes.vision.run import Outcome, pretrain, read_config, record_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +74,7 @@ def main(argv: list[str]) -> Outcome | None:
         for name, value in outcome.learner.last.items()
     ]
     records.update(
-        [
-            records.record(
-                method=method(config),
-                preset=config.preset,
-                data=config.data,
-                seed=config.seed,
-                seconds=outcome.seconds,
-                results=results,
-                settings={**to_plain(config), "resumed": resume},  # then the seconds are those of the last leg
-                stage="pretrain",
-            )
-        ],
+        [record_of(config, results, seconds=outcome.seconds, stage="pretrain", resumed=resume)],
         folder / "results.json",
     )
     say(f"{outcome.seconds:.0f} s. Now: python -m recipes.vision.evaluate --checkpoint {outcome.checkpoint}")

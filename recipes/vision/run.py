@@ -5,7 +5,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from recipes import records
 from recipes.metrics import MetricsFile
 from recipes.progress import EpochProgress, say
 from recipes.vision import inputs, networks
@@ -64,6 +65,28 @@ def from_plain(plain: dict[str, Any], root: Path | None) -> Config:
         return Config(**{**plain, "augmentation": Augmentation(**tuples), "root": root})
     except (TypeError, KeyError) as error:
         raise ValueError(f"this configuration is of another version of stec: {error}") from error
+
+
+def record_of(
+    config: Config,
+    results: Sequence[records.Result],
+    *,
+    seconds: float | None,
+    name: str | None = None,
+    stage: str = "evaluate",
+    resumed: bool = False,
+) -> records.Record:
+    """The record of a run's numbers with its settings; `seconds` are those of the last leg where it was resumed."""
+    return records.record(
+        method=name or method(config),
+        preset=config.preset,
+        data=config.data,
+        seed=config.seed,
+        seconds=seconds,
+        results=results,
+        settings={**to_plain(config), "resumed": resumed},
+        stage=stage,
+    )
 
 
 def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
