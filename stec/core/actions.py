@@ -18,7 +18,9 @@ class ViewPair(NamedTuple):
     """What a data pipeline yields: two sensations, and the efference copy of the action between them.
 
     `action` is flattened and continuous: models discretise it (`Bins`), data do not. `valid` is False where the
-    action cannot be inferred, such as for a solarised view. `label` serves probes; no objective reads it.
+    action cannot be inferred, such as for a solarised view. `label` serves probes; no self-supervised objective reads
+    it. Pairs with equal numbers in `object` show the same object, and so are no negatives of each other; None: every
+    pair shows another one. `group` marks what pairs of different objects may share, such as a speaker.
     """
 
     x: Any  # (b, c, h, w) images in [0, 1] | (b, n) waveforms in [-1, 1]
@@ -26,6 +28,8 @@ class ViewPair(NamedTuple):
     action: Float[Tensor, "b d"]
     valid: Bool[Tensor, " b"]
     label: Int[Tensor, " b"]
+    object: Int[Tensor, " b"] | None = None
+    group: Int[Tensor, " b"] | None = None
 
 
 @runtime_checkable

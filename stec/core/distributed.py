@@ -7,7 +7,7 @@ flows back through the gather to the process that a candidate came from.
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
@@ -38,7 +38,7 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(world_size())[rank()]
 
 
-def gather(local: Float[Tensor, "b *rest"]) -> Float[Tensor, "wb *rest"]:
+def gather(local: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "wb *rest"]:
     """The rows of all processes in rank order, with gradient. Every process must hold equally many rows."""
     if world_size() == 1:
         return local

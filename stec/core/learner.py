@@ -15,7 +15,7 @@ from stec.core.actions import ViewPair, step_seed
 from stec.core.checkpoints import FORMAT
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
-from stec.core.optim import parameter_groups, warmup_cosine
+from stec.core.optim import Schedule, parameter_groups, warmup_cosine
 from stec.core.probe import OnlineProbe
 
 Views = Callable[[Any, torch.Generator], ViewPair]
@@ -32,7 +32,7 @@ class Learner(lightning.LightningModule):
     `views(batch, generator)` makes a ViewPair of whatever the loader yields, on the device; its randomness is a
     function of (seed, step, process). `optimizer` makes an optimiser of parameter groups that already carry
     `weight_decay`; `adapt` is the rule that sorts parameters into them (`stec.core.optim.by_kind`). The learning rate
-    warms up and decays per step. `target_momentum` is the momentum encoder's, for objectives that want one.
+    follows `schedule` step by step. `target_momentum` is the momentum encoder's, for objectives that want one.
 
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
     `check_every` steps, because reading waits for the device; between two reads nothing does. The probe takes plain
@@ -51,6 +51,7 @@ class Learner(lightning.LightningModule):
         weight_decay: float,
         warmup_steps: int,
         total_steps: int,
+        schedule: Schedule = warmup_cosine,
         seed: int,
         probe: OnlineProbe | None = None,
         probe_lr: float = 0.04,
@@ -82,6 +83,7 @@ class Learner(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.total_steps = total_steps
+        self.schedule = schedule
         self.seed = seed
         self.channels_last = channels_last
         self.check_every = check_every
@@ -186,7 +188,7 @@ class Learner(lightning.LightningModule):
             groups.append({"name": "probe", "params": probe, "names": names, "weight_decay": 0.0, "lr": self.probe_lr})
         optimizer = self.make_optimizer(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.total_steps)
+            optimizer, lambda step: self.schedule(step, self.warmup_steps, self.total_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -9,6 +9,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+Schedule = Callable[[int, int, int], float]  # (step, warmup_steps, total_steps) to the factor on the learning rate
+
 # Elements that share one entry of the chunk index below: large enough that the index costs nothing beside the
 # parameters, small enough that rounding every tensor up to whole chunks costs nothing either.
 _CHUNK = 1024
@@ -170,6 +172,17 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
         return step / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def warmup_constant(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The factor on the learning rate: linear warm-up that ends with step `warmup_steps`, then 1 (0 steps: always 1).
+
+    Its first step moves, unlike `warmup_cosine`'s: (step + 1) / (warmup_steps + 1).
+
+    >>> [warmup_constant(step, 3, 6) for step in range(5)]
+    [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / (warmup_steps + 1))
 
 
 def by_kind(name: str, parameter: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Losses as pure functions: torch and arithmetic only, in nats, computed in float32 or better.
+"""Contrastive losses over pairs of views.
 
 `info_nce` is the softmax over candidates that all contrastive models share: queries, keys, which key is the positive,
 which key does not count. It never holds the whole matrix of logits, nor a mask or one-hot of its size.
@@ -14,7 +14,6 @@ from torch import Tensor
 # Logits held at once, in elements. 16 MiB of float32 stay in the cache of a processor; a GPU wants larger products.
 CPU_BLOCK = 1 << 22
 GPU_BLOCK = 1 << 26
-NO_BIN = torch.iinfo(torch.int64).min
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -138,45 +137,35 @@ def nt_xent(
     )
 
 
-def mean_over_valid(values: Float[Tensor, "b *rest"], valid: Bool[Tensor, " b"] | None) -> Float[Tensor, ""]:
-    """Mean over the rows marked valid; exactly 0, with gradient 0, where there is none."""
-    if valid is None:
-        return values.mean()
-    rows = values.flatten(1).mean(dim=1) if values.ndim > 1 else values
-    return torch.where(valid, rows, 0.0).sum() / valid.sum().clamp(min=1)
-
-
-def binned_nll(
-    logits: Float[Tensor, "b d k"], bins: Int[Tensor, "b d"], valid: Bool[Tensor, " b"] | None = None
+def two_way_nce(
+    u: Float[Tensor, "b f"],
+    v: Float[Tensor, "b f"],
+    temperature: float,
+    *,
+    everyone: tuple[Float[Tensor, "m f"], Float[Tensor, "m f"]] | None = None,
+    first: int = 0,
+    candidates: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Eq. 3: -log softmax(logits)[bin], mean over valid pairs and over the d components, in nats.
+    """Each u against its partner among the v, and each v among the u: the mean of both, in nats.
 
-    Equal logits give log k; no valid pair gives exactly 0. The paper sums over components: d times this.
+    Similarity is the cosine over `temperature`. Unlike `nt_xent`, no u is a candidate for a u (as in COLA, Saeed et al.
+    2021). `candidates` tells which rows of the other side count beside the partner, which always does. `everyone` and
+    `first` as in `nt_xent`. The b x m matrix is held.
 
-    >>> binned_nll(torch.zeros(2, 4, 6), torch.zeros(2, 4, dtype=torch.long))   # log 6
-    tensor(1.7918)
+    Collapsed features give log b.
+
+    >>> two_way_nce(torch.ones(4, 2), torch.ones(4, 2), 0.5)   # log 4
+    tensor(1.3863)
     """
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.to(wide)
-    if valid is not None:  # whatever an invalid row holds, it reaches neither the loss nor the gradient
-        logits, bins = logits.where(valid[:, None, None], 0.0), bins.where(valid[:, None], 0)
-    # No bin is to be ignored: one out of range is an error.
-    nll = F.cross_entropy(logits.flatten(0, 1), bins.flatten(), reduction="none", ignore_index=NO_BIN)
-    return mean_over_valid(nll.view_as(bins), valid)
-
-
-def gaussian_nll(
-    mean: Float[Tensor, "b d"],
-    action: Float[Tensor, "b d"],
-    std: Float[Tensor, " d"],
-    valid: Bool[Tensor, " b"] | None = None,
-) -> Float[Tensor, ""]:
-    """((action - mean) / std)^2 / 2, mean over valid pairs and components: nats, up to the normal's constant.
-
-    >>> gaussian_nll(torch.zeros(1, 2), torch.ones(1, 2), torch.ones(2))
-    tensor(0.5000)
-    """
-    difference = action - mean.to(torch.promote_types(mean.dtype, torch.float32))
-    if valid is not None:
-        difference = difference.where(valid[:, None], 0.0)
-    return mean_over_valid((difference / std).square() / 2, valid)
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; need a positive value")
+    partner = torch.arange(first, first + len(u), device=u.device)
+    losses = []
+    for queries, keys in zip((u, v), (v, u) if everyone is None else everyone[::-1]):
+        with torch.autocast(device_type=u.device.type, enabled=False):
+            wide = torch.promote_types(u.dtype, torch.float32)
+            logits = F.normalize(queries.to(wide), dim=1) @ F.normalize(keys.to(wide), dim=1).T / temperature
+        if candidates is not None:
+            logits = logits.masked_fill(~candidates.scatter(1, partner[:, None], True), -torch.inf)
+        losses.append(F.cross_entropy(logits, partner))
+    return (losses[0] + losses[1]) / 2

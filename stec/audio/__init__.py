@@ -1,0 +1,1 @@
+"""Speech: corpora, windows, the CPC encoder, phones and speakers."""

@@ -1,0 +1,121 @@
+"""The encoder of contrastive predictive coding: strided convolutions on the waveform, then a recurrent context."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+KERNELS, STRIDES = (10, 8, 4, 4, 4), (5, 4, 2, 2, 2)
+# Paddings of the public implementations, one for each layer; frames are centred on 160 j + the number beside.
+PADDINGS: dict[str, tuple[int, ...]] = {
+    "cpc_audio": (3, 2, 1, 1, 1),  # Riviere et al. 2020: 79.5
+    "gim": (2, 2, 2, 2, 1),  # Löwe et al. 2019: 20.5
+    "none": (0, 0, 0, 0, 0),  # 232.5: no frame sees beyond the waveform
+}
+Normalisation = Literal["none", "channel", "batch"]
+
+
+class ChannelNorm(nn.Module):
+    """Every frame to mean 0, variance 1 over its channels, then a gain and a shift for each (Riviere et al. 2020)."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b c t"]:
+        variance, mean = torch.var_mean(x.float(), dim=1, keepdim=True)
+        scale = self.weight[:, None] * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias[:, None] - mean * scale, x, scale).to(x.dtype)
+
+
+class CPCEncoder(nn.Module):
+    """Waveforms to latents z (a frame every 160 samples) and, over them, the context c (Oord et al. 2018, section 3.1).
+
+    Five convolutions with ReLU, strides 5, 4, 2, 2, 2 and kernels 10, 8, 4, 4, 4, of `channels`; then a GRU or LSTM of
+    `context` units. Waveforms (b, n) at 16 kHz are in [-1, 1]; `mean` and `std` are taken off and divided by, as fixed
+    numbers. `normalisation` is that of each convolution's output: "none", "channel" or "batch". The recurrence starts
+    from 0 with every waveform.
+
+    >>> encoder = CPCEncoder(channels=16, context_dim=8)
+    >>> [part.shape for part in encoder(torch.zeros(2, 20_480))]
+    [torch.Size([2, 128, 8]), torch.Size([2, 128, 16])]
+    """
+
+    hop = 160
+
+    def __init__(
+        self,
+        *,
+        channels: int = 512,
+        context_dim: int = 256,
+        paddings: Sequence[int] = PADDINGS["cpc_audio"],
+        normalisation: Normalisation = "none",
+        recurrence: Literal["gru", "lstm"] = "gru",
+        recurrent_layers: int = 1,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if len(paddings) != len(KERNELS) or any(not 0 <= p < k for p, k in zip(paddings, KERNELS)):
+            raise ValueError(f"paddings are {tuple(paddings)}; need one for each of the kernels {KERNELS}, below it")
+        if std <= 0:
+            raise ValueError(f"std is {std}; need a positive value")
+        makers = {"none": lambda: nn.Identity(), "channel": lambda: ChannelNorm(channels)}
+        makers["batch"] = lambda: nn.BatchNorm1d(channels)
+        self.paddings = tuple(paddings)
+        self.mean, self.std = mean, std
+        self.feature_dim, self.latent_dim = context_dim, channels
+        self.convolutions = nn.Sequential()
+        for i, (kernel, stride, padding) in enumerate(zip(KERNELS, STRIDES, paddings)):
+            width = 1 if i == 0 else channels
+            self.convolutions.add_module(f"conv_{i}", nn.Conv1d(width, channels, kernel, stride, padding))
+            if normalisation != "none":
+                self.convolutions.add_module(f"norm_{i}", makers[normalisation]())
+            self.convolutions.add_module(f"relu_{i}", nn.ReLU(inplace=True))
+        recurrent = {"gru": nn.GRU, "lstm": nn.LSTM}[recurrence]
+        self.recurrence = recurrent(channels, context_dim, recurrent_layers, batch_first=True)
+
+    @property
+    def centre(self) -> float:
+        """Frame j is centred on sample 160 j + centre, counted from the left edge of sample 0.
+
+        >>> CPCEncoder(channels=4, context_dim=4).centre
+        79.5
+        """
+        centre, jump = 0.5, 1
+        for kernel, stride, padding in zip(KERNELS, STRIDES, self.paddings):
+            centre += ((kernel - 1) / 2 - padding) * jump
+            jump *= stride
+        return centre
+
+    def frames(self, samples: int) -> int:
+        """How many frames a waveform of that many samples gives; 0 where it is too short for one.
+
+        >>> CPCEncoder(channels=4, context_dim=4).frames(20_480)
+        128
+        """
+        for kernel, stride, padding in zip(KERNELS, STRIDES, self.paddings):
+            samples = max(0, (samples + 2 * padding - kernel) // stride + 1)
+        return samples
+
+    def latents(self, waveforms: Float[Tensor, "b n"]) -> Float[Tensor, "b t f"]:
+        """z: the output of the convolutions. ValueError where the waveforms are too short for a frame."""
+        if not self.frames(waveforms.shape[1]):
+            raise ValueError(f"waveforms of {waveforms.shape[1]} samples give no frame; 465 samples always give one")
+        z: Tensor = self.convolutions(((waveforms - self.mean) / self.std).unsqueeze(1))
+        return z.transpose(1, 2)
+
+    def context(self, latents: Float[Tensor, "b t f"]) -> Float[Tensor, "b t d"]:
+        """c: the recurrence over the latents; frame t knows frames 0 to t."""
+        # Without autocast: a recurrence of 128 steps in a narrow type gathers its rounding, and is no faster.
+        with torch.autocast(device_type=latents.device.type, enabled=False):
+            c: Tensor = self.recurrence(latents.to(self.recurrence.weight_ih_l0.dtype))[0]
+        return c
+
+    def forward(self, waveforms: Float[Tensor, "b n"]) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t f"]]:
+        z = self.latents(waveforms)
+        return self.context(z), z
