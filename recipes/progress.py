@@ -33,8 +33,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -
 class EpochProgress(lightning.Callback):
     """A bar for reading and one for training, with the last losses; on no terminal, one line an epoch."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, reading: str = "reading") -> None:
         self.quiet = quiet
+        self.label = reading
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -66,7 +67,7 @@ class EpochProgress(lightning.Callback):
     def reading(self, done: int, total: int) -> None:
         """Files read so far."""
         if self._reading is None:
-            self._reading = self.bars.add_task("reading images", total=total, losses="")
+            self._reading = self.bars.add_task(self.label, total=total, losses="")
         self.bars.update(self._reading, completed=done)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:

@@ -24,9 +24,10 @@ import tyro
 from recipes import records
 from recipes.bench.views import measure
 from recipes.progress import say, table
+from recipes.run import check_writable
 from recipes.vision import networks
 from recipes.vision.presets import preset
-from recipes.vision.run import check_writable, optimizer_factory
+from recipes.vision.run import optimizer_factory
 from stec.core.losses import nt_xent
 from stec.core.objective import STECObjective, encode
 from stec.core.optim import by_kind, parameter_groups

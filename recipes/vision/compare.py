@@ -14,10 +14,11 @@ import tyro
 from recipes import records
 from recipes.progress import say
 from recipes.results.table import markdown
+from recipes.run import check_writable
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
-from recipes.vision.run import check_writable, pretrain, read_config
+from recipes.vision.run import pretrain, read_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,11 @@ import tyro
 
 from recipes import records
 from recipes.progress import say, table
+from recipes.run import check_writable
 from recipes.vision import inputs, networks
 from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, augmented, frozen, probe, read_actions
 from recipes.vision.presets import Config, Data
-from recipes.vision.run import check_writable, load_learner, read_config, record_of
+from recipes.vision.run import load_learner, read_config, record_of
 from stec.vision.data import ImageSet
 
 

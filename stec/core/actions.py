@@ -27,7 +27,7 @@ class ViewPair(NamedTuple):
     x_prime: Any  # as x
     action: Float[Tensor, "b d"]
     valid: Bool[Tensor, " b"]
-    label: Int[Tensor, " b"]
+    label: Int[Tensor, "b *frames"]
     object: Int[Tensor, " b"] | None = None
     group: Int[Tensor, " b"] | None = None
 

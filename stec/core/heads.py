@@ -147,6 +147,7 @@ def train_heads(
     features = {name: features[name] for name in _used(features, heads, "features")}
     labels = {name: labels[name] for name in _used(labels, heads, "labels")}
     n = _check_lengths(features, labels)
+    rows = None if rows is None else rows.cpu()
     if rows is not None and (len(rows) == 0 or int(rows.min()) < 0 or int(rows.max()) >= n):
         raise ValueError(f"rows must name at least one of the {n} frames, each in 0 to {n - 1}")
     _check_labels(labels, heads, rows)
@@ -167,7 +168,7 @@ def train_heads(
     for epoch in range(epochs):
         generator.manual_seed(step_seed(seed, epoch, stream=1))
         for chunk, batches in _order(m, steps_per_epoch, block, generator):
-            where = chunk if rows is None else rows.cpu()[chunk]
+            where = chunk if rows is None else rows[chunk]
             x = {name: _rows(values, where).to(target) for name, values in features.items()}
             y = {name: _rows(values, where).to(target) for name, values in labels.items()}
             for batch in batches:
@@ -342,7 +343,7 @@ def _scaling(
             raise ValueError(f"features {name!r}: {bad} of {len(x)} frames hold NaN or infinity; the encoder diverged")
         # Chan et al. 1979: merging means and squares of parts cancels no digits.
         shift, total = centre - mean, count + len(x)
-        squares += x.sub_(centre).square_().sum(dim=0) + shift.square() * (count * len(x) / total)
+        squares += (x - centre).square_().sum(dim=0) + shift.square() * (count * len(x) / total)
         mean += shift * (len(x) / total)
         count = total
     if not standardise:
