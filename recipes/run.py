@@ -44,6 +44,16 @@ class Schedule(Protocol):
     def devices(self) -> int: ...
 
 
+@dataclasses.dataclass
+class Outcome:
+    """What a finished run leaves in memory."""
+
+    learner: Learner
+    checkpoint: Path
+    seconds: float
+    steps_per_epoch: int
+
+
 def quieten() -> None:
     """Keep lightning's greetings, and warnings that concern its own code, off the terminal."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -10,7 +10,7 @@ import torch
 
 from recipes import records
 from recipes.progress import EpochProgress
-from recipes.run import check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from recipes.vision import inputs, networks
 from recipes.vision.presets import Config, method
 from stec.core.batches import EpochBatches
@@ -70,16 +70,6 @@ def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.
         "adamw": lambda groups: torch.optim.AdamW(groups, lr=config.lr),
     }
     return builders[config.optimizer]
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What a finished run leaves in memory."""
-
-    learner: Learner
-    checkpoint: Path
-    seconds: float
-    steps_per_epoch: int
 
 
 def build_learner(

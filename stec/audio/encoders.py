@@ -92,15 +92,15 @@ class CPCEncoder(nn.Module):
             jump *= stride
         return centre
 
-    def frames(self, samples: int) -> int:
-        """How many frames a waveform of that many samples gives; 0 where it is too short for one.
+    def frames(self, n: int) -> int:
+        """How many frames a waveform of `n` samples gives; 0 where it is too short for one.
 
         >>> CPCEncoder(channels=4, context_dim=4).frames(20_480)
         128
         """
         for kernel, stride, padding in zip(KERNELS, STRIDES, self.paddings):
-            samples = max(0, (samples + 2 * padding - kernel) // stride + 1)
-        return samples
+            n = max(0, (n + 2 * padding - kernel) // stride + 1)
+        return n
 
     def latents(self, waveforms: Float[Tensor, "b n"]) -> Float[Tensor, "b t f"]:
         """z: the output of the convolutions. ValueError where the waveforms are too short for a frame."""

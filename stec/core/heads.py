@@ -46,7 +46,7 @@ class Settings(TypedDict):
 # The published ones as their code has them (Löwe et al. 2019; Rivière et al. 2020). Greedy InfoMax steps through phones
 # one utterance at a time and CPC_audio 8 windows at a time: both about 1,024 frames, here of all utterances mixed.
 PROTOCOLS: dict[str, Settings] = {
-    "stec": {"epochs": 20, "batch_size": 1024, "lr": 1e-3, "cosine": True, "standardise": True},
+    "stec": {"epochs": 20, "batch_size": 1024, "lr": 1e-2, "cosine": True, "standardise": True},
     "gim-phones": {"epochs": 20, "batch_size": 1024, "lr": 1e-4, "cosine": False, "standardise": False},
     "gim-speakers": {"epochs": 50, "batch_size": 64, "lr": 1e-3, "cosine": False, "standardise": False},
     "cpc-audio-phones": {"epochs": 10, "batch_size": 1024, "lr": 2e-4, "cosine": False, "standardise": False},
@@ -111,7 +111,7 @@ def train_heads(
     seed: int,
     epochs: int = 20,
     batch_size: int = 1024,
-    lr: float = 1e-3,
+    lr: float = 1e-2,
     cosine: bool = True,
     standardise: bool = True,
     rows: Int[Tensor, " m"] | None = None,
@@ -126,9 +126,12 @@ def train_heads(
     count; a head's loss is the mean over the frames of a batch that count for it. Weights start Xavier-normal, biases
     at 0, and everything drawn is a function of `seed`. The learning rate is constant, or with `cosine` falls to 0.
 
-    `standardise` subtracts the training frames' mean and divides by their standard deviation: Adam's steps are equally
-    long for every weight, so features on a small scale (an untrained encoder's) would be compared by their scale and
-    not by what they tell. A feature that never varies stays 0.
+    `standardise` subtracts the training frames' mean and divides by their standard deviation. Adam's steps are equally
+    long whatever the scale of the features, so without it features are compared by their scale and not by what they
+    tell: an untrained encoder's, of standard deviation 0.002, stay at chance. A feature that never varies stays 0.
+    The default rate is chosen by trial: speakers from MFCC, 10 of them in 54,000 frames, come out 13 points lower at
+    1e-3, of which 20 epochs are too few steps. A constant rate of 1e-2 is as good there, within a point either way;
+    the cosine ends without its noise.
 
     `block` > 1 shuffles runs of so many consecutive frames, and frames within 16,384 that are read together: a
     memory map is then read in runs. `progress` is called after every epoch with (epochs done, of how many).

@@ -1,0 +1,195 @@
+"""What frozen features of speech are worth: the numbers behind the phone and speaker tables."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from recipes.records import Result
+from stec.audio.corpus import Corpus
+from stec.audio.encoders import CPCEncoder
+from stec.audio.features import FrameFeatures, extract, extract_mfcc, extract_windows
+from stec.audio.phones import Alignment
+from stec.core.bootstrap import bootstrap
+from stec.core.heads import PROTOCOLS, Head, TrainedHeads, train_heads
+
+Layer = Literal["context", "latents"]
+Context = Literal["utterances", "windows"]
+Progress = Callable[[int, int], None]
+MFCC_CENTRE = 200.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Features of the frames of a corpus, by layer, and how they lie to the labels."""
+
+    sets: Mapping[str, FrameFeatures]
+    centre: float  # of frame 0, in samples
+
+    @property
+    def any(self) -> FrameFeatures:
+        """One of the sets: all have the same frames."""
+        return next(iter(self.sets.values()))
+
+
+def device() -> torch.device:
+    """Where features are computed."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def encoder_frames(
+    encoder: CPCEncoder,
+    corpus: Corpus,
+    *,
+    layers: Sequence[Layer],
+    context: Context,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Frames:
+    """Features of an encoder, over whole utterances or window by window; in a file in `folder`, if one is given."""
+    read = extract if context == "utterances" else extract_windows
+    sets = read(
+        encoder.to(device()),
+        corpus.waveform,
+        corpus.utterances,
+        device=device(),
+        layers=layers,
+        folder=folder,
+        progress=progress,
+    )
+    return Frames(sets, encoder.centre)
+
+
+def mfcc_frames(corpus: Corpus, *, folder: Path | None = None, progress: Progress | None = None) -> Frames:
+    """The baseline that learns nothing: 13 MFCC with deltas and double deltas."""
+    return Frames(
+        {"mfcc": extract_mfcc(corpus.waveform, corpus.utterances, folder=folder, progress=progress)}, MFCC_CENTRE
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Correct frames of each test utterance by head, and all that count: what a paired bootstrap needs."""
+
+    utterances: tuple[str, ...]
+    total: Float[Tensor, " u"]
+    correct: Mapping[str, Float[Tensor, " u"]]
+
+    def plain(self) -> dict[str, Any]:
+        """As lists of whole numbers."""
+        correct = {head: [int(n) for n in counts] for head, counts in self.correct.items()}
+        return {"utterances": list(self.utterances), "total": [int(n) for n in self.total], "correct": correct}
+
+
+@dataclasses.dataclass(frozen=True)
+class PhoneProbe:
+    """Trained heads, what they got right, and the results for a record."""
+
+    heads: TrainedHeads
+    results: list[Result]
+    counts: dict[str, Counts]  # by head: offsets differ in which frames count
+    labels: dict[str, Int[Tensor, " n"]]  # by head, of all frames
+
+
+def label_frames(frames: FrameFeatures, labels: Mapping[str, np.ndarray], alignment: Alignment) -> Int[Tensor, " n"]:
+    """The label of every frame of every utterance, -1 where there is none."""
+    return torch.cat(
+        [
+            alignment.frame_labels(labels[name], int(length))
+            for name, length in zip(frames.utterances, frames.lengths.tolist())
+        ]
+    )
+
+
+def probe_phones(
+    frames: Frames,
+    labels: Mapping[str, np.ndarray],
+    train: Sequence[str],
+    test: Sequence[str],
+    *,
+    classes: int,
+    offsets: Sequence[int],
+    hidden: Sequence[int],
+    protocol: str,
+    seed: int,
+    progress: Progress | None = None,
+) -> PhoneProbe:
+    """A linear head, and one for each number of `hidden` units, for every layer and offset, all in one pass.
+
+    `offsets` are frames past the nearest one. Accuracy is the share of test frames that count.
+    """
+    some = frames.any
+    place = {name: i for i, name in enumerate(some.utterances)}
+    nearest = Alignment.nearest(frame_centre=frames.centre)
+    assert nearest.offset is not None
+    by_offset = {
+        f"{offset:+d}": label_frames(some, labels, dataclasses.replace(nearest, offset=nearest.offset + offset))
+        for offset in offsets
+    }
+    heads = {
+        head_name(layer, offset, units): Head(layer, offset, classes, units)
+        for layer in frames.sets
+        for offset in by_offset
+        for units in (None, *hidden)
+    }
+    trained = train_heads(
+        {layer: features.values for layer, features in frames.sets.items()},
+        by_offset,
+        heads,
+        seed=seed,
+        rows=some.rows(place[name] for name in train),
+        progress=progress,
+        **PROTOCOLS[protocol],
+    )
+    tested = torch.tensor([place[name] for name in test])
+    results, counts = [], {}
+    for name, head in heads.items():
+        truth = by_offset[head.labels]
+        correct = some.sums(trained.correct(name, frames.sets[head.features].values, truth).float())[tested]
+        total = some.sums((truth >= 0).float())[tested]
+        counts[name] = Counts(tuple(test), total, {name: correct})
+        details = {"layer": head.features, "offset": head.labels, "train": len(train), "test": len(test)}
+        results.append(
+            accuracy("phone accuracy", correct, total, "linear" if head.hidden is None else f"hidden {head.hidden}")
+            if len(test) < 2
+            else with_interval("phone accuracy", correct, total, head.hidden, {**details, "protocol": protocol})
+        )
+    return PhoneProbe(trained, results, counts, {name: by_offset[head.labels] for name, head in heads.items()})
+
+
+def head_name(layer: str, offset: str, hidden: int | None) -> str:
+    """What a head is called in files and pictures: "context linear +0"."""
+    return f"{layer} {'linear' if hidden is None else f'hidden {hidden}'} {offset}"
+
+
+def accuracy(
+    metric: str,
+    correct: Tensor,
+    total: Tensor,
+    protocol: str,
+    details: Mapping[str, object] | None = None,
+) -> Result:
+    """The share of correct ones over all utterances."""
+    return Result(metric, round(float(correct.sum() / total.sum()), 4), protocol, details or {})
+
+
+def with_interval(
+    metric: str, correct: Tensor, total: Tensor, hidden: int | None, details: Mapping[str, object]
+) -> Result:
+    """The accuracy with its 95 % interval over utterances."""
+    found = bootstrap(correct[None], total, seed=0)
+    interval = {"low": round(found.low, 4), "high": round(found.high, 4), "frames": int(total.sum())}
+    return accuracy(metric, correct, total, "linear" if hidden is None else f"hidden {hidden}", {**details, **interval})
+
+
+def majority(labels: Mapping[str, np.ndarray], train: Sequence[str], test: Sequence[str]) -> Result:
+    """The commonest training label's share of the test labels: what a blind guess gets."""
+    commonest = np.bincount(np.concatenate([labels[name] for name in train])).argmax()
+    tested = np.concatenate([labels[name] for name in test])
+    share = float((tested == commonest).mean())
+    return Result("phone accuracy", round(share, 4), "majority", {"class": int(commonest), "frames": len(tested)})

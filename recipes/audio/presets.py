@@ -1,0 +1,160 @@
+"""The settings of a run on speech, typed, and the presets.
+
+Sources. Oord: Oord et al. 2018, section 3.1. GIM: the code of Greedy InfoMax (Löwe et al. 2019). CPC_audio: the code of
+Riviere et al. 2020. S-TEC: Scherr et al. 2022, whose audio code is not public. Chosen: ours, where these are silent.
+"""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Literal
+
+from stec.audio.encoders import Normalisation
+from stec.audio.views import Object
+from stec.core.sequence import Negatives, Others, Part
+
+Insensitive = Literal["none", "pooled", "frames", "switch"]
+PATHS = ("corpus", "split", "labels")  # where things lie: kept in the run's folder, never in checkpoints and records
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a pretraining run depends on."""
+
+    preset: str  # the preset these settings began as
+    epochs: int
+    corpus: Path | None = None  # the cache that recipes.audio.prepare wrote
+    split: Path | None = None  # train on these utterances alone, a name a line; all by default
+    labels: Path | None = None  # phone labels, for the supervised baseline alone
+    supervised: bool = False  # train on phone labels instead: an upper mark for the others
+    # Encoder
+    channels: int = 512  # Oord
+    context_dim: int = 256  # Oord
+    paddings: Literal["cpc_audio", "gim", "none"] = "cpc_audio"
+    normalisation: Normalisation = "none"  # Oord mentions none
+    recurrence: Literal["gru", "lstm"] = "gru"  # Oord
+    input_mean: float = 0.0  # taken off the waveform in [-1, 1]
+    input_std: float = 1.0  # and divided by
+    # Time-sensitive identity model: CPC
+    lambda_time_sensitive: float = 1.0
+    steps: int = 12  # Oord: K
+    predictor: Literal["linear", "mlp", "transformer"] = "linear"  # Oord
+    score: Literal["dot", "mean"] = "dot"  # CPC_audio takes the mean over the latents' dimensions
+    negatives: Negatives = "batch group"
+    batch_group: int = 8  # Oord: the minibatch of one GPU
+    own_sequence: bool = True  # Oord, Table 2: without the anchor's own sequence phones lose 7 points
+    samples: int | None = None  # this many candidates drawn at random; all by default
+    # Time-insensitive identity model: S-TEC names it, the forms are readings of its Eq. 4
+    time_insensitive: Insensitive = "none"
+    lambda_time_insensitive: float = 0.1  # chosen
+    positives: Literal["windows", "halves"] = "windows"  # of one utterance, or of one window
+    object: Object = "utterance"  # what stays the same; chapter and speaker use labels
+    others: Others = "all"  # negatives: of any speaker, of other ones, of the same
+    part: Part = "context"  # what form "pooled" pools
+    pooling: Literal["mean", "last"] = "mean"
+    temperature: float = 0.2  # tau of form "pooled"; chosen
+    projection_hidden: int = 256
+    projection_out: int = 128
+    # Windows and training
+    window: int = 20_480  # Oord: samples
+    sampling: Literal["random", "all"] = "random"  # one window an utterance an epoch (GIM), or all
+    together: Literal["uniform", "speaker", "utterance"] = "uniform"  # what the windows of a group share
+    batch_size: int = 64  # Oord: 8 GPUs with 8 each; over all processes
+    optimizer: Literal["adam", "adamw"] = "adam"  # Oord
+    lr: float = 2e-4  # Oord
+    schedule: Literal["constant", "cosine"] = "constant"  # Oord mentions none
+    warmup_epochs: int = 0
+    weight_decay: float = 0.0
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where the processor computes in it
+    compiled: bool = True  # torch.compile for the encoder: some 20 s before the first step
+    resident: bool = False  # hold the corpus on the GPU: 2 bytes a sample
+    devices: int = 1
+    check_every: int = 10  # steps between two reads of the losses: reading waits for the device
+    checkpoint_every: int = 1  # epochs
+    seed: int = 0
+
+
+def _small(name: str, form: Insensitive = "none", *, supervised: bool = False) -> Config:
+    """Narrow, normalised and at a higher rate, so that two cores see a difference within minutes; by trial."""
+    return Config(
+        preset=name,
+        epochs=60,
+        supervised=supervised,
+        channels=96,
+        context_dim=96,
+        normalisation="channel",
+        input_std=0.1,
+        time_insensitive=form,
+        positives="halves",
+        sampling="all",
+        batch_size=16,
+        projection_hidden=96,
+        projection_out=64,
+        optimizer="adamw",
+        lr=1e-3,
+        schedule="cosine",
+        warmup_epochs=2,
+        weight_decay=1e-4,
+        compiled=False,
+        checkpoint_every=10,
+    )
+
+
+def _presets() -> dict[str, Config]:
+    # 300,000 updates at 445 an epoch: the 28,539 utterances of train-clean-100, of which 56 are shorter than a window
+    cpc = Config(preset="cpc", epochs=675)
+    gim = dataclasses.replace(
+        cpc,
+        preset="gim",
+        epochs=1000,
+        paddings="gim",
+        input_mean=-6.78e-4,  # its constants for 32-bit integers, over 2^31
+        input_std=0.0630,
+        batch_size=8,
+        samples=10,
+    )
+    cpc_audio = dataclasses.replace(
+        cpc,
+        preset="cpc-audio",
+        epochs=200,
+        channels=256,
+        normalisation="channel",
+        recurrence="lstm",
+        predictor="transformer",
+        score="mean",
+        samples=128,
+        sampling="all",
+        together="speaker",
+        batch_size=8,
+    )
+    presets = [
+        cpc,
+        dataclasses.replace(cpc, preset="cpc-time-insensitive", time_insensitive="pooled"),
+        gim,
+        cpc_audio,
+        dataclasses.replace(cpc, preset="supervised", supervised=True, epochs=50),  # chosen
+        _small("small-cpc"),
+        _small("small-pooled", "pooled"),
+        _small("small-frames", "frames"),
+        _small("small-switch", "switch"),
+        _small("small-supervised", supervised=True),
+    ]
+    return {config.preset: config for config in presets}
+
+
+PRESETS = _presets()
+
+
+def preset(name: str) -> Config:
+    """The preset of this name. ValueError names the nearest ones where there is none."""
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, n=4, cutoff=0.3) or sorted(PRESETS)
+        raise ValueError(f"no preset {name!r}; the nearest are {', '.join(near)}")
+    return PRESETS[name]
+
+
+def method(config: Config) -> str:
+    """What the tables call a configuration."""
+    if config.supervised:
+        return "supervised"
+    return "CPC" if config.time_insensitive == "none" else f"CPC + time-insensitive ({config.time_insensitive})"

@@ -1,0 +1,66 @@
+"""Pretrain an encoder on speech: python -m recipes.audio.pretrain PRESET --corpus CACHE [--batch-size 64 ...].
+
+  python -m recipes.audio.pretrain --list                    every preset, a line each
+  python -m recipes.audio.pretrain small-cpc --help          what can be overridden, with the preset's values
+  python -m recipes.audio.pretrain cpc --corpus CACHE --split train_split.txt --out runs/cpc
+  python -m recipes.audio.pretrain --resume runs/cpc         go on after an interruption
+
+CACHE is what `python -m recipes.audio.prepare` wrote. A run folder holds config.json, logs/ (metrics.csv, TensorBoard),
+checkpoints/ and, at the end, results.json.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import tyro
+
+from recipes.audio.presets import PRESETS, Config, method, preset
+from recipes.audio.run import pretrain, read_config, record_of
+from recipes.command import Modality, pretrain_command
+from recipes.run import Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What `pretrain PRESET` takes."""
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    out: Path | None = None  # the run's folder; runs/PRESET-seedN by default
+
+
+def line(config: Config) -> str:
+    """What distinguishes a preset."""
+    return (
+        f"{method(config):32s}{config.channels} channels, {config.recurrence.upper()} {config.context_dim}, "
+        f"batch {config.batch_size}, {config.epochs} epochs"
+    )
+
+
+SPEECH = Modality(
+    module="recipes.audio.pretrain",
+    doc=__doc__ or "",
+    arguments=Arguments,
+    presets=PRESETS,
+    line=line,
+    preset=preset,
+    method=method,
+    read_config=read_config,
+    pretrain=pretrain,
+    record_of=record_of,
+    then="python -m recipes.audio.phones (or speakers) --checkpoint",
+)
+
+
+def main(argv: list[str]) -> Outcome | None:
+    """Run the command line; ValueError for a user's mistake."""
+    return pretrain_command(argv, SPEECH)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, RuntimeError) as mistake:
+        sys.exit(f"error: {mistake}")
+    except KeyboardInterrupt as interruption:
+        sys.exit(str(interruption) or "interrupted before the first step")

@@ -1,0 +1,186 @@
+"""Pretraining on speech: the learner, the loader and the run of a Config."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+
+from recipes import records
+from recipes.audio import networks
+from recipes.audio.labelled import LabelledPairs, LabelledWindows
+from recipes.audio.presets import PATHS, Config, method
+from recipes.progress import EpochProgress
+from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from stec.audio.corpus import Corpus
+from stec.audio.phones import Alignment, read_cpc_labels
+from stec.audio.splits import read_split, select
+from stec.audio.views import SpeechPairs
+from stec.audio.windows import WindowBatches, WindowLoader
+from stec.core.checkpoints import load_checkpoint, load_weights
+from stec.core.learner import Learner
+from stec.core.optim import Schedule, by_kind, warmup_constant, warmup_cosine
+
+SCHEDULES: dict[str, Schedule] = {"constant": warmup_constant, "cosine": warmup_cosine}
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """A configuration as plain values, for checkpoints and records; where things lay is left out."""
+    return {key: None if key in PATHS else value for key, value in plain(config).items()}
+
+
+def from_plain(settings: dict[str, Any]) -> Config:
+    """The configuration that `to_plain` wrote. ValueError where a field is unknown or missing."""
+    try:
+        paths = {name: Path(settings[name]) if settings.get(name) else None for name in PATHS}
+        return Config(**{**settings, **paths})
+    except TypeError as error:
+        raise ValueError(f"this configuration is of another version of stec: {error}") from error
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run folder. ValueError where the folder holds no run."""
+    return from_plain(read_settings(folder))
+
+
+def record_of(
+    config: Config,
+    results: Sequence[records.Result],
+    *,
+    seconds: float | None,
+    name: str | None = None,
+    stage: str = "evaluate",
+    resumed: bool = False,
+    data: str | None = None,
+) -> records.Record:
+    """The record of a run's numbers with its settings; `seconds` are those of the last leg where it was resumed."""
+    return records.record(
+        method=name or method(config),
+        preset=config.preset,
+        data=data or (config.corpus.name if config.corpus else "unknown"),
+        seed=config.seed,
+        seconds=seconds,
+        results=results,
+        settings={**to_plain(config), "resumed": resumed},
+        stage=stage,
+    )
+
+
+def precision(config: Config) -> str:
+    """The precision that "auto" stands for here: bf16 where the processor or the GPU computes in it."""
+    if config.precision != "auto":
+        return config.precision
+    if torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
+
+
+def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[Corpus, str]:
+    """The utterances to train on, and a line on them. ValueError where there are none."""
+    if config.corpus is None:
+        raise ValueError("where is the speech? give --corpus CACHE, made by python -m recipes.audio.prepare")
+    corpus = Corpus.open(config.corpus)
+    note = f"{len(corpus):,} utterances, {corpus.hours:.1f} h"
+    if config.split is None and labels is None:
+        return corpus, note
+    split = read_split(config.split) if config.split else corpus.utterances
+    chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances if labels is None else labels)
+    corpus = corpus.subset(chosen.names)
+    return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.1f} h"
+
+
+def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatches | None, classes: int) -> Learner:
+    """Networks, objective and views of a configuration. Without corpus and batches the networks alone are of use."""
+    steps_per_epoch = len(batches) if batches else 1
+    lightning.seed_everything(config.seed, verbose=False)
+    network = networks.encoder(config)
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+    }
+    return Learner(
+        network,
+        networks.objective(config, classes),
+        views=SpeechPairs(object=config.object) if not config.supervised else LabelledPairs(),
+        optimizer=lambda groups: optimizers[config.optimizer](groups, lr=config.lr),
+        adapt=by_kind,
+        weight_decay=config.weight_decay,
+        warmup_steps=config.warmup_epochs * steps_per_epoch,
+        total_steps=config.epochs * steps_per_epoch,
+        schedule=SCHEDULES[config.schedule],
+        seed=config.seed,
+        check_every=config.check_every,
+        compiled=config.compiled,
+        record={
+            "config": to_plain(config),
+            "classes": classes,
+            "utterances": list(corpus.utterances) if corpus else [],
+            "batches": batches.state_dict() if batches else {},
+        },
+    )
+
+
+def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
+    """Train to the end, from the start or from the last checkpoint of `folder`."""
+    quieten()
+    check_schedule(config)
+    if is_first() and not resume:
+        check_output(folder)
+    with EpochProgress(quiet=quiet or not is_first()) as progress:
+        labels = None
+        if config.supervised:
+            if config.labels is None:
+                raise ValueError("the supervised baseline learns from phone labels: give --labels FILE")
+            labels = read_cpc_labels(config.labels)
+        corpus, note = open_corpus(config, labels)
+        batches = WindowBatches(
+            corpus,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            window=config.window,
+            sampling=config.sampling,
+            together=config.together,
+            group=config.batch_group,
+            pairs=config.time_insensitive != "none" and config.positives == "windows",
+        )
+        classes = 1 + max(int(labels[name].max()) for name in corpus.utterances) if labels else 0
+        learner = build_learner(config, corpus=corpus, batches=batches, classes=classes)
+        device = "cuda" if config.resident and torch.cuda.is_available() else None
+        loader: Any = WindowLoader(corpus, batches, device=device)
+        if labels is not None:
+            network = networks.encoder(config)
+            alignment = Alignment.nearest(frame_centre=network.centre)
+            loader = LabelledWindows(loader, labels, frames=network.frames(config.window), alignment=alignment)
+        short = f", {batches.too_short} too short for a window" if batches.too_short else ""
+        progress.headline(
+            f"{method(config)} ({config.preset}): {note}{short}; {config.channels} channels, "
+            f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {precision(config)}"
+        )
+        checkpoint, seconds = fit(
+            learner,
+            loader,
+            batches,
+            folder,
+            config=config,
+            precision=precision(config),
+            paths={name: getattr(config, name) for name in PATHS},
+            progress=progress,
+            resume=resume,
+        )
+    return Outcome(learner, checkpoint, seconds, len(batches))
+
+
+def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
+    """The networks of a checkpoint with their weights, its configuration, and all that the record holds."""
+    checkpoint = load_checkpoint(path)
+    record = checkpoint.record
+    if "utterances" not in record:
+        raise ValueError(f"{path} is no checkpoint of speech; give one of recipes.audio.pretrain")
+    config = from_plain(record["config"])
+    learner = build_learner(config, corpus=None, batches=None, classes=record["classes"])
+    load_weights(learner, checkpoint.weights, source=path)
+    return learner, config, record

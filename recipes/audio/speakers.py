@@ -1,0 +1,204 @@
+"""Read speakers off frozen features: python -m recipes.audio.speakers --checkpoint FILE --corpus CACHE.
+
+Every speaker's utterances are dealt into --folds; linear heads learn on all folds but one and are tested on that one,
+so that every utterance is tested once, by speakers that the heads know and utterances that they do not. Protocols:
+"frame", on every frame (Oord et al. 2018); "window", on the mean over 1.28 s (Greedy InfoMax); "utterance", on the mean
+over an utterance. --baselines adds MFCC and the untrained encoder. Numbers go into the run's results.json.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from recipes import records
+from recipes.audio import networks
+from recipes.audio.measure import Frames, Layer, encoder_frames, mfcc_frames
+from recipes.audio.presets import method
+from recipes.audio.run import load_learner, record_of
+from recipes.progress import EpochProgress, say, table
+from recipes.run import check_writable
+from stec.audio.corpus import Corpus
+from stec.audio.encoders import CPCEncoder
+from stec.audio.features import FrameFeatures
+from stec.audio.splits import overlap_with, read_split, select
+from stec.core.bootstrap import bootstrap
+from stec.core.heads import PROTOCOLS, Head, Settings, train_heads
+
+Protocol = Literal["frame", "window", "utterance"]
+WINDOW = 128  # frames: 1.28 s
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What to probe, on whose speech, how."""
+
+    checkpoint: Path  # a file of a run's checkpoints folder
+    corpus: Path  # the cache that recipes.audio.prepare wrote; its speakers are the classes
+    split: Path | None = None  # these utterances alone, a name a line
+    protocols: tuple[Protocol, ...] = ("frame", "window", "utterance")
+    layers: tuple[Layer, ...] = ("context", "latents")
+    folds: int = 5
+    baselines: bool = False  # also MFCC, and the encoder before training
+    seed: int = 0
+    out: Path | None = None  # where to write; results.json in the run's folder by default
+
+
+def deal(speaker: Int[Tensor, " u"], folds: int, *, seed: int) -> Int[Tensor, " u"]:
+    """The fold of each utterance: every speaker's shuffled and dealt in turn, where the one before left off."""
+    order = torch.randperm(len(speaker), generator=torch.Generator().manual_seed(seed))
+    by_speaker = order[speaker[order].argsort(stable=True)]
+    fold = torch.empty_like(speaker)
+    fold[by_speaker] = torch.arange(len(speaker)) % folds
+    return fold
+
+
+def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
+    """What a protocol classifies, and the utterance of each: frames, means of windows, or means of utterances.
+
+    A window's last, shorter piece counts where it is half a window or more, or all there is.
+    """
+    values, owner = [], []
+    for i in range(len(features)):
+        frames = features.of(i).float()
+        if protocol == "frame":
+            pieces = frames
+        elif protocol == "utterance":
+            pieces = frames.mean(dim=0, keepdim=True)
+        else:
+            parts = [p for p in frames.split(WINDOW) if len(p) >= WINDOW // 2] or [frames]
+            pieces = torch.stack([p.mean(dim=0) for p in parts])
+        values.append(pieces)
+        owner.append(torch.full((len(pieces),), i))
+    return torch.cat(values), torch.cat(owner)
+
+
+def probe(
+    frames: Frames, speaker: Int[Tensor, " u"], fold: Int[Tensor, " u"], protocols: Sequence[Protocol], *, seed: int
+) -> list[records.Result]:
+    """Accuracy by layer and protocol, over all folds."""
+    folds, classes = int(fold.max()) + 1, int(speaker.max()) + 1
+    results = []
+    for layer, features in frames.sets.items():
+        for protocol in protocols:
+            values, owner = rows_of(features, protocol)
+            correct = torch.zeros(len(owner))
+            for k in range(folds):
+                learn, tested = (fold[owner] != k).nonzero().flatten(), (fold[owner] == k).nonzero().flatten()
+                heads = train_heads(
+                    {layer: values},
+                    {"speaker": speaker[owner]},
+                    {"linear": Head(layer, "speaker", classes)},
+                    seed=seed,
+                    rows=learn,
+                    **_settings(len(learn)),
+                )
+                correct[tested] = heads.correct("linear", values[tested], speaker[owner[tested]]).float()
+            hits = torch.zeros(len(speaker)).index_add_(0, owner, correct)
+            total = torch.bincount(owner, minlength=len(speaker)).float()
+            found = bootstrap(hits[None], total, seed=0)
+            details = {
+                "layer": layer,
+                "speakers": classes,
+                "utterances": len(speaker),
+                "folds": folds,
+                "rows": len(owner),
+                "low": round(found.low, 4),
+                "high": round(found.high, 4),
+            }
+            results.append(records.Result("speaker accuracy", round(found.accuracy, 4), protocol, details))
+    return results
+
+
+def _settings(rows: int) -> Settings:
+    """The package's own protocol, for at least 1,000 steps: few rows take many epochs."""
+    settings = PROTOCOLS["stec"].copy()
+    steps_per_epoch = math.ceil(rows / settings["batch_size"])
+    settings["epochs"] = max(settings["epochs"], math.ceil(1000 / steps_per_epoch))
+    return settings
+
+
+def read_corpus(arguments: Arguments) -> Corpus:
+    """The utterances to classify. ValueError where their speakers are not known, or are too few."""
+    corpus = Corpus.open(arguments.corpus)
+    if arguments.split:
+        chosen = select(read_split(arguments.split), corpus=corpus.utterances, labels=corpus.utterances)
+        corpus = corpus.subset(chosen.names)
+    ids, counts = corpus.speaker.unique(return_counts=True)
+    if len(ids) < 2 or "" in {corpus.speakers[int(i)] for i in ids}:
+        raise ValueError(
+            f"{arguments.corpus} knows {len(ids)} speakers of these utterances; prepare it from a folder for each "
+            "speaker (--speaker folder), two at least"
+        )
+    if arguments.folds < 2 or int(counts.min()) < 2:
+        few = corpus.speakers[int(ids[counts.argmin()])]
+        raise ValueError(
+            f"speaker {few} has {int(counts.min())} utterances and there are {arguments.folds} folds; a probe needs "
+            "two of each at least: name those that have them with --split"
+        )
+    return corpus
+
+
+def encode_frames(arguments: Arguments, corpus: Corpus, network: CPCEncoder) -> Frames:
+    """Features of whole utterances, with a bar."""
+    with EpochProgress(reading="extracting features") as progress:
+        return encoder_frames(network, corpus, layers=arguments.layers, context="utterances", progress=progress.reading)
+
+
+def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[records.Record]:
+    """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
+    out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
+    check_writable(out.parent)
+    learner, config, record = load_learner(arguments.checkpoint)
+    corpus = read_corpus(arguments)
+    names, speaker = corpus.speaker.unique(return_inverse=True)
+    fold = deal(speaker, arguments.folds, seed=arguments.seed)
+    saw = str(overlap_with(record["utterances"], corpus.utterances))
+    say(f"pretraining has seen of these: {saw}")
+    assert isinstance(learner.encoder, CPCEncoder)
+    sources: dict[str, Callable[[], Frames]] = {}
+    if arguments.baselines:
+        sources["MFCC"] = lambda: mfcc_frames(corpus)
+        sources["untrained"] = lambda: encode_frames(arguments, corpus, networks.untrained(config))
+    encoder = learner.encoder
+    sources[method(config)] = lambda: encode_frames(arguments, corpus, encoder)
+    found = []
+    for name, frames in sources.items():
+        results = probe(frames(), speaker, fold, arguments.protocols, seed=arguments.seed)
+        details = {"pretraining saw": saw} if name == method(config) else {}
+        results = [dataclasses.replace(r, details={**r.details, **details}) for r in results]
+        trained = seconds if name == method(config) else None
+        data = f"{corpus.path.name}, {len(corpus)} utterances of {len(names)} speakers"
+        found.append(record_of(config, results, seconds=trained, name=name, stage="speakers", data=data))
+    records.update(found, out)
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.audio.speakers", description=__doc__)
+    found = evaluate(arguments)
+    rows = []
+    for record in found:
+        for r in record.results:
+            low, high = (100 * float(str(r.details[key])) for key in ("low", "high"))
+            layer = str(r.details["layer"])
+            rows.append([record.method, layer, r.protocol, f"{100 * r.value:.1f}", f"{low:.1f} to {high:.1f}"])
+    table(
+        ["", "features", "protocol", "%", "95 % interval"], rows, title="speaker accuracy, each utterance tested once"
+    )
+    say(f"written to {arguments.out or arguments.checkpoint.parent.parent / 'results.json'}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as mistake:
+        sys.exit(f"error: {mistake}")

@@ -1,0 +1,68 @@
+"""The command `pretrain PRESET`, whatever the modality: presets, overrides, --resume, the record at the end."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from recipes import records
+from recipes.progress import say
+from recipes.run import Outcome, is_first
+
+
+class Modality(NamedTuple):
+    """What `pretrain` needs to know of images or of speech."""
+
+    module: str  # such as "recipes.vision.pretrain"
+    doc: str
+    arguments: Callable[..., Any]  # a dataclass of `config` and `out`
+    presets: Mapping[str, Any]
+    line: Callable[[Any], str]  # what distinguishes a preset
+    preset: Callable[[str], Any]
+    method: Callable[[Any], str]
+    read_config: Callable[[Path], Any]
+    pretrain: Callable[..., Outcome]
+    record_of: Callable[..., records.Record]
+    then: str  # what to do with the checkpoint, such as "python -m recipes.vision.evaluate --checkpoint"
+
+
+def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
+    """Run the command line; ValueError for a user's mistake."""
+    if argv and argv[0] == "--resume":
+        if len(argv) != 2:
+            raise ValueError("--resume takes the run's folder and nothing else: its settings are in the folder")
+        folder = Path(argv[1])
+        config, resume = modality.read_config(folder), True
+    elif not argv or argv[0] in ("-h", "--help", "--list"):
+        print(modality.doc if argv != ["--list"] else "")
+        print("Presets:\n" + "\n".join(f"  {name:34s}{modality.line(c)}" for name, c in modality.presets.items()))
+        return None
+    else:
+        default = modality.preset(argv[0])
+        arguments = tyro.cli(
+            modality.arguments,
+            default=modality.arguments(default),
+            args=argv[1:],
+            prog=f"python -m {modality.module} {argv[0]}",
+            description=f"Pretrain with preset {argv[0]}: {modality.method(default)}. Every field can be overridden. "
+            "In the texts below, code: what the authors' released code fixes.",
+        )
+        config, resume = arguments.config, False
+        folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"
+    outcome = modality.pretrain(config, folder, resume=resume)
+    if not is_first():
+        return outcome
+    if not outcome.learner.last:
+        say(f"this run was finished already. Now: {modality.then} {outcome.checkpoint}")
+        return outcome
+    results = [
+        records.Result("accuracy", round(value, 4), "online")
+        if name == "online"
+        else records.Result(name, round(value, 4), "training", {"unit": "nats"})
+        for name, value in outcome.learner.last.items()
+    ]
+    record = modality.record_of(config, results, seconds=outcome.seconds, stage="pretrain", resumed=resume)
+    records.update([record], folder / "results.json")
+    say(f"{outcome.seconds:.0f} s. Now: {modality.then} {outcome.checkpoint}")
+    return outcome

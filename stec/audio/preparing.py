@@ -1,0 +1,352 @@
+"""From audio files to a cache that `stec.audio.corpus.Corpus` opens: one pass that can be interrupted at any moment.
+
+While it grows, a cache is two files: `samples.part` (int16, one utterance after the other) and `journal.jsonl` (a line
+for each utterance that is wholly written, with the checksum of its samples). The next run checks the journal against
+the samples, cuts off what does not fit and goes on from there. At the end the samples are synced and renamed after
+their content, and `index.json` is put in place last and at once. So an index always speaks of whole samples, and an
+older cache in the same folder stays valid until that moment.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import soundfile
+
+from stec.audio.corpus import INDEX, JOURNAL, PART, VERSION
+from stec.audio.sources import RATE, AudioFile, read_audio
+
+BROKEN = "broken.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An audio file as index and journal know it, to tell whether it is still the same; `file` is relative."""
+
+    utterance: str
+    speaker: str
+    chapter: str
+    file: str
+    size: int
+    mtime_ns: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry(Source):
+    """An utterance in the cache: where its samples begin, how many there are, and their CRC-32."""
+
+    start: int
+    samples: int
+    crc: int
+
+
+class Prepared(NamedTuple):
+    """What `prepare` did. `resumed` utterances were found whole from an earlier run; `fresh`: nothing was to do."""
+
+    cache: Path
+    utterances: int
+    samples: int
+    left_out: tuple[str, ...]  # one line for each broken file
+    resumed: int
+    fresh: bool
+
+
+def prepare(
+    files: Sequence[AudioFile],
+    cache: Path,
+    *,
+    workers: int,
+    skip_broken: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Decode `files` in `workers` threads into a cache at 16 kHz, going on where an earlier run was interrupted.
+
+    Does nothing where the cache is of these very files (by relative path, size and time of change). `progress` is
+    called with the files done and their number. Raises ValueError where files are broken, after trying all (they are
+    listed in `broken.txt`; the others need not be decoded again), unless `skip_broken`; where the disk is too small;
+    and where the folder holds a cache of other audio or another run is writing to it.
+    """
+    if not files:
+        raise ValueError("there is no audio file to prepare; name a folder that holds some")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; need at least 1")
+    if len({file.utterance for file in files}) < len(files):
+        raise ValueError("two of the files have the same utterance name; give each a name of its own")
+    above = Path(os.path.commonpath([file.path.absolute().parent for file in files]))
+    paths = {_look(file, above): file.path for file in files}
+    with _full_disk(cache), _only_writer(cache):
+        old = _old_index(cache)
+        if old and _is_fresh(old, set(paths), skip_broken):
+            _remove(cache, keep=(old["samples_file"],))
+            left_out = tuple(item["reason"] for item in old["left_out"])
+            return Prepared(cache, len(old["utterance"]), old["samples_total"], left_out, len(old["utterance"]), True)
+        if old and not set(old["utterance"]) & {source.utterance for source in paths}:
+            raise ValueError(f"{cache} holds a cache of other audio; choose another folder, or delete this one")
+        entries = _resume(cache, set(paths), keep=old["samples_file"] if old else None)
+        _check_space(cache, [paths[source] for source in paths], done=sum(entry.samples for entry in entries))
+        resumed = len(entries)
+        broken = _decode(paths, cache, entries, workers=workers, progress=progress)
+        if broken:
+            _report(cache, above, broken, skip_broken)
+        _finish(cache, list(paths), entries, broken)
+    total = sum(entry.samples for entry in entries)
+    return Prepared(cache, len(entries), total, tuple(broken.values()), resumed, False)
+
+
+def samples_name(entries: Sequence[Entry]) -> str:
+    """The name of a finished file of samples: a function of what is in it."""
+    content = json.dumps([[entry.utterance, entry.start, entry.samples, entry.crc] for entry in entries])
+    return f"samples-{hashlib.sha256(content.encode()).hexdigest()[:16]}.int16"
+
+
+# --- growing
+
+
+def _decode(
+    paths: dict[Source, Path],
+    cache: Path,
+    entries: list[Entry],
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> dict[Source, str]:
+    """Append what `entries` lacks to samples and journal, in order; returns the broken files with what is wrong."""
+    have = {_source(entry) for entry in entries}
+    todo = iter([source for source in paths if source not in have])
+    done = len(have)
+    end = sum(entry.samples for entry in entries)
+    broken: dict[Source, str] = {}
+    waiting: deque[tuple[Source, Future[tuple[np.ndarray, int]]]] = deque()
+    if progress:
+        progress(done, len(paths))
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with (cache / PART).open("ab", buffering=0) as samples, (cache / JOURNAL).open("ab", buffering=0) as journal:
+            while True:
+                # A few more than workers, so that none waits while the oldest is written; not all, for memory's sake.
+                while len(waiting) < 2 * workers and (source := next(todo, None)):
+                    waiting.append((source, pool.submit(_read, paths[source])))
+                if not waiting:
+                    break
+                source, future = waiting.popleft()
+                try:
+                    waveform, crc = future.result()
+                except (ValueError, OSError) as error:  # the second: of a disk or network that cannot be read
+                    broken[source] = str(error).replace(str(paths[source]), source.file)
+                else:
+                    entry = Entry(**dataclasses.asdict(source), start=end, samples=len(waveform), crc=crc)
+                    _write(samples, waveform.view(np.uint8).data)
+                    _write(journal, memoryview(json.dumps(dataclasses.asdict(entry)).encode() + b"\n"))
+                    entries.append(entry)
+                    end += len(waveform)
+                done += 1
+                if progress:
+                    progress(done, len(paths))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return broken
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    waveform = read_audio(path).astype("<i2", copy=False)
+    return waveform, zlib.crc32(waveform.data)
+
+
+def _write(file: BinaryIO, data: memoryview) -> None:
+    """All of `data`: on a disk that fills up, a write ends early before one fails."""
+    while data:
+        data = data[file.write(data) :]
+
+
+def _resume(cache: Path, wanted: set[Source], *, keep: str | None) -> list[Entry]:
+    """The utterances of an interrupted run that are whole and still wanted; cuts samples and journal to them."""
+    part, journal = cache / PART, cache / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
+    found = [entry for entry in map(_entry, lines) if entry]
+    renamed = samples_name(found)
+    if not part.exists() and renamed != keep and (cache / renamed).exists():
+        os.replace(cache / renamed, part)  # interrupted between the last two steps of `_finish`
+    empty = not part.exists() or not part.stat().st_size  # which cannot be mapped
+    samples = np.zeros(0, np.uint8) if empty else np.memmap(part, dtype=np.uint8, mode="r")
+    entries: list[Entry] = []
+    end = written = 0
+    for line in lines:
+        entry = _entry(line)
+        if entry is None or entry.start != end or _source(entry) not in wanted:
+            break
+        there = samples[2 * end : 2 * (end + entry.samples)]
+        if len(there) < 2 * entry.samples or zlib.crc32(there.data) != entry.crc:
+            break
+        entries.append(entry)
+        end += entry.samples
+        written += len(line)
+    for path, size in ((part, 2 * end), (journal, written)):
+        with path.open("ab") as file:
+            file.truncate(size)
+    return entries
+
+
+def _entry(line: bytes) -> Entry | None:
+    """A line of the journal; None where it is torn."""
+    try:
+        return Entry(**json.loads(line)) if line.endswith(b"\n") else None
+    except (ValueError, TypeError):
+        return None
+
+
+def _source(entry: Entry) -> Source:
+    return Source(*(getattr(entry, field.name) for field in dataclasses.fields(Source)))
+
+
+# --- finishing
+
+
+def _finish(cache: Path, order: Sequence[Source], entries: list[Entry], broken: dict[Source, str]) -> None:
+    """Put the samples under their name and the index, whose utterances are in the order of the files, in place."""
+    if not entries:
+        raise ValueError(f"every file is broken, see {cache / BROKEN}; there is nothing to prepare")
+    name = samples_name(entries)
+    by_source = {_source(entry): entry for entry in entries}
+    listed = [by_source[source] for source in order if source in by_source]
+    index: dict[str, Any] = {
+        "version": VERSION,
+        "rate": RATE,
+        "samples_file": name,
+        "samples_total": sum(entry.samples for entry in entries),
+        **{field.name: [getattr(entry, field.name) for entry in listed] for field in dataclasses.fields(Entry)},
+        "left_out": [{**dataclasses.asdict(source), "reason": reason} for source, reason in broken.items()],
+    }
+    temporary = cache / f"{INDEX}.part"
+    with temporary.open("w") as file:
+        json.dump(index, file)
+        file.flush()
+        os.fsync(file.fileno())
+    with (cache / PART).open("rb") as samples:
+        os.fsync(samples.fileno())
+    os.replace(cache / PART, cache / name)
+    _sync_folder(cache)  # the samples' name is on the disk before an index speaks of it
+    os.replace(temporary, cache / INDEX)
+    _sync_folder(cache)
+    _remove(cache, keep=(name,))
+    if not broken:
+        (cache / BROKEN).unlink(missing_ok=True)
+
+
+def _remove(cache: Path, keep: tuple[str, ...]) -> None:
+    """Everything of this module in a folder but the index and what it speaks of."""
+    for path in [*cache.glob("samples-*.int16"), cache / PART, cache / JOURNAL, cache / f"{INDEX}.part"]:
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _report(cache: Path, above: Path, broken: dict[Source, str], skip_broken: bool) -> None:
+    """Write broken files down, and stop unless they are to be left out."""
+    (cache / BROKEN).write_text("".join(f"{reason}\n" for reason in broken.values()), errors="surrogateescape")
+    if not skip_broken:
+        shown = "; ".join(list(broken.values())[:3])
+        raise ValueError(
+            f"{len(broken)} of the files in {above} cannot be read: {shown}. {cache / BROKEN} lists all. "
+            "The others are kept: mend these and run it again, or leave them out (--skip-broken)"
+        )
+
+
+# --- looking first
+
+
+def _look(file: AudioFile, above: Path) -> Source:
+    """What tells later whether a file is still the same."""
+    inner = Path(os.path.relpath(file.path.absolute(), above)).as_posix()
+    try:
+        status = file.path.stat()
+    except OSError:  # a link to nothing: it is named when it is read
+        return Source(file.utterance, file.speaker, file.chapter, inner, -1, -1)
+    return Source(file.utterance, file.speaker, file.chapter, inner, status.st_size, status.st_mtime_ns)
+
+
+def _old_index(cache: Path) -> dict[str, Any] | None:
+    """The index of a finished cache that is whole; None where there is none, or it is of another version."""
+    try:
+        index: dict[str, Any] = json.loads((cache / INDEX).read_bytes())
+        whole = (cache / index["samples_file"]).stat().st_size == 2 * index["samples_total"]
+        return index if whole and index["version"] == VERSION else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_fresh(index: dict[str, Any], wanted: set[Source], skip_broken: bool) -> bool:
+    names = [field.name for field in dataclasses.fields(Source)]
+    cached = {Source(*row) for row in zip(*(index[name] for name in names))}
+    left_out = {Source(*(item[name] for name in names)) for item in index["left_out"]}
+    return cached | left_out == wanted and (skip_broken or not left_out)
+
+
+def _check_space(cache: Path, paths: Sequence[Path], *, done: int) -> None:
+    """ValueError where the samples will not fit, by the headers of up to 100 files and the sizes of all."""
+    some = paths[:: -(-len(paths) // 100)]
+    seconds = size = 0.0
+    for path in some:
+        try:
+            information = soundfile.info(path)
+            seconds += information.duration if information.frames < 1 << 32 else 0
+            size += path.stat().st_size
+        except (soundfile.LibsndfileError, OSError):  # broken: it will be named, and takes no space
+            continue
+    total = sum(path.stat().st_size for path in paths if path.is_file())
+    need = int(seconds * RATE * 2 * total / size) - 2 * done if size else 0
+    free = shutil.disk_usage(cache).free
+    if need > free:
+        raise ValueError(
+            f"{cache} needs about {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; "
+            "free some, choose another folder (--out), or fewer files"
+        )
+
+
+@contextmanager
+def _full_disk(cache: Path) -> Iterator[None]:
+    """A disk that fills up, or a folder that cannot be written to, as a ValueError that says how to go on."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ValueError(
+                f"the disk is full ({error.strerror}) while writing to {cache}; free some space and run it again: it "
+                "goes on where it stopped"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EPERM):
+            raise ValueError(f"cannot write to {cache} ({error.strerror}); choose another folder (--out)") from error
+        raise
+
+
+@contextmanager
+def _only_writer(cache: Path) -> Iterator[None]:
+    """Holds the folder's lock, which the system gives back however the process ends."""
+    descriptor = os.open(cache, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"another run is preparing {cache}; wait for it, or choose another folder") from error
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,276 @@
+"""Speech as it is published: which files a folder holds, who speaks in them, and their samples at 16 kHz.
+
+Two layouts are known: LibriSpeech's (Panayotov et al. 2015), and any folder of audio files. Files are decoded by
+soundfile, since torchaudio.load needs torchcodec from version 2.9 on.
+"""
+
+import difflib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+RATE = 16_000  # samples a second, of every waveform in stec.audio
+EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3")
+LAYOUT = "<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac"
+BLOCK = 1 << 18  # frames decoded at a time, so that an hour of 48 kHz stereo never lies in memory as floats
+LONGEST = 1 << 32  # frames; a header that claims more is a lie, or of a stream that never learnt its length
+CURE = "replace it with a whole copy, or leave broken files out (--skip-broken)"
+
+
+class AudioFile(NamedTuple):
+    """One utterance that has not been read yet; `speaker` and `chapter` are "" where there is none."""
+
+    path: Path
+    utterance: str
+    speaker: str
+    chapter: str
+
+
+def find_audio(
+    root: Path, *, speaker: Literal["folder", "none"], subsets: Sequence[str] | None = None
+) -> list[AudioFile]:
+    """The files of `librispeech` where `root` has its layout, else those of `audio_folder`; errors as there.
+
+    `subsets` are LibriSpeech's, so naming one says that the layout must be there. With `speaker` "none" nobody is told
+    apart in either layout.
+    """
+    folder = _existing(root)
+    if subsets is None and not _subsets(folder):
+        return audio_folder(folder, speaker=speaker)
+    files = librispeech(folder, subsets=subsets)
+    return files if speaker == "folder" else [file._replace(speaker="") for file in files]
+
+
+def librispeech(root: Path, *, subsets: Sequence[str] | None = None) -> list[AudioFile]:
+    """All utterances of LibriSpeech subsets in the original layout, sorted by their path.
+
+    `root` is the folder LibriSpeech, the folder that holds it, or one subset. A subset may have any name. Raises
+    ValueError where a folder or a named subset is missing, and where a file's name does not fit its folders.
+    """
+    folder = _existing(root)
+    found = _subsets(folder)
+    if not found:
+        held = sorted(entry.name for entry in _folders(folder))
+        raise ValueError(
+            f"{folder} does not hold LibriSpeech's layout, {LAYOUT}; it holds {_few(held) or 'no folder'}. Name the "
+            "folder LibriSpeech, the one above it, or one subset such as train-clean-100 as the archive unpacks it"
+        )
+    for name in subsets or ():
+        if name not in found:
+            raise ValueError(f"{folder} has no subset {name!r}; {_nearest(name, found)}")
+    files = [file for name in sorted(found) if subsets is None or name in subsets for file in _utterances(found[name])]
+    _refuse_doubles(files, "name the subsets to take, or remove one")
+    return files
+
+
+def audio_folder(root: Path, *, speaker: Literal["folder", "none"]) -> list[AudioFile]:
+    """All FLAC, WAV, OGG and MP3 files below `root`, at any depth, sorted by their path.
+
+    With `speaker` "folder" the first folder below `root` names the speaker ("" for files in `root` itself); the chapter
+    is the file's folder. An utterance is named by its file's stem, or, where two files share one, all by their relative
+    paths without extension. Names that begin with a dot are left out; links are followed, each real folder once.
+    Raises ValueError where the folder is missing, cannot be read or has no audio, and where two names are the same.
+    """
+    folder = _existing(root)
+    paths = sorted(_walk(folder, set()))
+    if not paths:
+        raise ValueError(f"{folder} holds no audio; looked at all levels for {', '.join(EXTENSIONS)}")
+    relative = [path.relative_to(folder) for path in paths]
+    names = [path.stem for path in relative]
+    if len(set(names)) < len(names):
+        names = [path.with_suffix("").as_posix() for path in relative]
+    files = [
+        AudioFile(
+            path,
+            name,
+            inner.parts[0] if speaker == "folder" and len(inner.parts) > 1 else "",
+            "" if len(inner.parts) == 1 else inner.parent.as_posix(),
+        )
+        for path, name, inner in zip(paths, names, relative)
+    ]
+    _refuse_doubles(files, "remove or rename one")
+    return files
+
+
+def download_librispeech(root: Path, subset: str) -> Path:
+    """Fetch a subset of LibriSpeech (needs a network) into `root/LibriSpeech/<subset>`, and give that folder.
+
+    Archives have 0.3 to 30 GB and are checked by their SHA-256. Does nothing where the folder is there: remove it after
+    an interrupted unpacking. Raises ValueError for an unknown subset and where the download fails.
+    """
+    from torchaudio.datasets import LIBRISPEECH
+
+    folder = root.expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        LIBRISPEECH(folder, subset, download=True)
+    except (OSError, RuntimeError) as error:  # no network, a full disk; a wrong checksum
+        raise ValueError(
+            f"cannot fetch {subset} into {folder} ({error}); look at the network and the disk and try again, "
+            "or unpack the archive from openslr.org/12 there"
+        ) from error
+    return folder / "LibriSpeech" / subset
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """The samples of an audio file, (n,) int16 at 16 kHz: channels averaged, other rates resampled (soxr, VHQ).
+
+    16-bit mono at 16 kHz comes as it is stored. Values beyond full scale are clipped. Raises ValueError where the file
+    is missing, empty, truncated, corrupt or holds values that are no numbers.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; prepare from a folder that holds it")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is an empty file; {CURE}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.frames > LONGEST:
+                raise ValueError(f"{path} does not say how long it is; encode it again, or {CURE}")
+            plain = (file.samplerate, file.channels, file.subtype) == (RATE, 1, "PCM_16")
+            samples = file.read(dtype="int16") if plain else _converted(file)
+            if file.tell() < file.frames or _torn(file, path):
+                raise ValueError(f"{path} is truncated or corrupt: it ends before its header says; {CURE}")
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is truncated or corrupt ({error.error_string.rstrip('.')}); {CURE}") from error
+    if not len(samples):
+        raise ValueError(f"{path} holds no sample; {CURE}")
+    return samples
+
+
+def _converted(file: soundfile.SoundFile) -> np.ndarray:
+    """The rest of an open file, block by block: mono, 16 kHz, int16."""
+    stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32", quality="VHQ")
+    parts = []
+    last = False
+    while not last:
+        block = file.read(BLOCK, dtype="float32", always_2d=True)
+        last = len(block) < BLOCK
+        if not np.isfinite(block).all():
+            raise ValueError(f"{file.name} holds values that are not finite; {CURE}")
+        mono = block.mean(1)
+        if file.samplerate != RATE:
+            mono = stream.resample_chunk(mono, last=last)
+        # Clipped as floats: a cast of 1.5 * 32768 would wrap around to a negative value.
+        parts.append(np.rint(mono * 32768).clip(-32768, 32767).astype(np.int16))
+    return np.concatenate(parts)
+
+
+def _torn(file: soundfile.SoundFile, path: Path) -> bool:
+    """Whether a file ends too early, where libsndfile itself reads on as if its end were right: WAV and OGG."""
+    log = file.extra_info
+    if file.format == "OGG":
+        return "Corrupted bitstream" in log or not _ogg_has_end(path)
+    said = re.search(r"data : (\d+) \(should be (\d+)\)", log)
+    # Programs that write into a pipe leave the largest numbers there, which promise nothing.
+    return said is not None and int(said[2]) < int(said[1]) < 0x7FFF_0000
+
+
+def _ogg_has_end(path: Path) -> bool:
+    """Whether the last page of an Ogg stream is whole and says that it is the last (RFC 3533, section 6)."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 17)))  # a page has at most 65,307 bytes
+        tail = file.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    if len(page) < 27:
+        return False
+    table = page[27 : 27 + page[26]]
+    return bool(page[5] & 4) and len(table) == page[26] and len(page) >= 27 + page[26] + sum(table)
+
+
+def _subsets(folder: Path) -> dict[str, Path]:
+    """The folders in LibriSpeech's layout that `folder` is, holds, or holds within a folder LibriSpeech."""
+    if _is_subset(folder):
+        return {folder.resolve().name: folder}
+    for above in (folder, folder / "LibriSpeech"):
+        if above.is_dir() and (found := {inner.name: inner for inner in _folders(above) if _is_subset(inner)}):
+            return found
+    return {}
+
+
+def _is_subset(folder: Path) -> bool:
+    return any(file.path.stem.startswith(f"{file.speaker}-{file.chapter}-") for file in _in_layout(folder))
+
+
+def _utterances(subset: Path) -> list[AudioFile]:
+    files = sorted(_in_layout(subset))
+    for file in files:
+        if not file.utterance.startswith(f"{file.speaker}-{file.chapter}-"):
+            raise ValueError(
+                f"{file.path} lies in the folders of speaker {file.speaker}, chapter {file.chapter}, which its name "
+                f"contradicts; rename the folders or the file so that they fit {LAYOUT}"
+            )
+    return files
+
+
+def _in_layout(subset: Path) -> Iterator[AudioFile]:
+    """The FLAC files two folders below `subset`, whatever their names."""
+    for speaker in _folders(subset):
+        for chapter in _folders(speaker):
+            for entry in _entries(chapter):
+                if entry.name.lower().endswith(".flac"):
+                    path = Path(entry.path)
+                    yield AudioFile(path, path.stem, speaker.name, chapter.name)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    return (Path(entry.path) for entry in _entries(folder) if entry.is_dir())
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder but for hidden names, sorted."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except PermissionError as error:
+        raise ValueError(f"{folder} cannot be read; change its permissions, or leave it out") from error
+
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """All audio files below a folder; real folders in `seen` are passed over, so a loop of links ends."""
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), seen)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            yield Path(entry.path)  # also a link to nothing: it is named when decoded, not passed over
+
+
+def _existing(root: Path) -> Path:
+    """`root` with ~ expanded; ValueError where it is no folder, with the nearest name beside it."""
+    folder = root.expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; name the folder that holds the audio")
+    above = next(parent for parent in folder.absolute().parents if parent.is_dir())
+    wanted = folder.absolute().relative_to(above).parts[0]
+    raise ValueError(f"{folder} does not exist; in {above}, {_nearest(wanted, [e.name for e in _folders(above)])}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The sentence that says what is there instead of `name`."""
+    names = sorted(names)
+    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.5):
+        return f"the nearest to {name!r}: {', '.join(near)}"
+    return f"there is {_few(names) or 'no folder'}"
+
+
+def _refuse_doubles(files: Sequence[AudioFile], cure: str) -> None:
+    counts = Counter(file.utterance for file in files)
+    if double := next((name for name, count in counts.items() if count > 1), None):
+        first, second = [file.path for file in files if file.utterance == double][:2]
+        raise ValueError(f"{first} and {second} are both named {double}; {cure}")
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
