@@ -5,7 +5,6 @@ untrained encoder, and draws what the inverse model reads off pairs of views. Wr
 """
 
 import dataclasses
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import tyro
 
 from recipes import records
 from recipes.progress import say, table
+from recipes.run import make_folder
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions
 from recipes.vision.pairs import draw_pairs
@@ -28,7 +28,6 @@ from stec.vision.views import two_views
 
 MARK = ".quickstart"
 RUNS = ("simclr", "stec")
-OWN = {MARK, *RUNS, "results.json", "pairs.png"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,25 +60,11 @@ def picture(learner: Learner, config: Config, test: ImageSet, path: Path, *, pai
     draw_pairs(images, pair, beliefs=beliefs, truth=model.bins(pair.action), to_x=to_x, path=path)
 
 
-def make_folder(folder: Path) -> None:
-    """An empty folder, which an earlier quickstart's may become. ValueError where it holds anything else."""
-    mark = folder / MARK
-    if folder.exists() and any(folder.iterdir()):
-        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in OWN)
-        if not mark.is_file() or strangers:
-            raise ValueError(f"{folder} holds what quickstart did not write ({', '.join(strangers[:3])}); name another")
-        for run in RUNS:
-            if (folder / run).is_dir():
-                shutil.rmtree(folder / run)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.write_text("made by recipes.quickstart, which empties this folder when it runs again\n")
-
-
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.quickstart", description=__doc__)
     start = time.monotonic()
-    make_folder(arguments.out)
+    make_folder(arguments.out, mark=MARK, own=(*RUNS, "results.json", "pairs.png"))
     stec = preset("quickstart")
     stec = dataclasses.replace(
         stec,

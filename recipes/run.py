@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import logging
+import shutil
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,6 +110,22 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
+
+
+def make_folder(folder: Path, *, mark: str, own: Sequence[str]) -> None:
+    """An empty folder, which one with the file `mark` and nothing but `own` may become.
+
+    ValueError where it holds anything else.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        strangers = sorted(entry.name for entry in folder.iterdir() if entry.name not in (mark, *own))
+        if not (folder / mark).is_file() or strangers:
+            raise ValueError(f"{folder} holds what quickstart did not write ({', '.join(strangers[:3])}); name another")
+        for name in own:
+            if (folder / name).is_dir():
+                shutil.rmtree(folder / name)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / mark).write_text("made by a quickstart, which empties this folder when it runs again\n")
 
 
 def last_checkpoint(folder: Path) -> Path:

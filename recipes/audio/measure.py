@@ -1,6 +1,7 @@
 """What frozen features of speech are worth: the numbers behind the phone and speaker tables."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,13 +11,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from recipes.audio.presets import Config
 from recipes.records import Result
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.features import FrameFeatures, extract, extract_mfcc, extract_windows
 from stec.audio.phones import Alignment
+from stec.audio.views import SpeechPairs
+from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.bootstrap import bootstrap
 from stec.core.heads import PROTOCOLS, Head, TrainedHeads, train_heads
+from stec.core.learner import Learner
+from stec.core.objective import encode
+from stec.core.sequence import CPC
 
 Layer = Literal["context", "latents"]
 Context = Literal["utterances", "windows"]
@@ -193,3 +200,40 @@ def majority(labels: Mapping[str, np.ndarray], train: Sequence[str], test: Seque
     tested = np.concatenate([labels[name] for name in test])
     share = float((tested == commonest).mean())
     return Result("phone accuracy", round(share, 4), "majority", {"class": int(commonest), "frames": len(tested)})
+
+
+@torch.no_grad()
+def surprise(learner: Learner, config: Config, corpus: Corpus, *, passes: int = 4) -> list[Result]:
+    """The surprise of CPC on random windows of speech, in evaluation mode, beside that of a blank context; nats.
+
+    Each utterance gives a window a pass, in batches of the size of training where there are as many.
+    """
+    model = learner.objective.models["time_sensitive"]
+    assert isinstance(model, CPC)
+    long_enough = int((corpus.lengths >= config.window).sum())
+    size = min(config.batch_size, long_enough // config.batch_group * config.batch_group)
+    if not size:
+        raise ValueError(
+            f"{corpus.path} has {long_enough} utterances of {config.window} samples; need a group at least"
+        )
+    batches = WindowBatches(
+        corpus, batch_size=size, seed=config.seed, window=config.window, sampling="random", together="uniform"
+    )
+    network, model = learner.encoder.to(device()).eval(), model.to(device()).eval()
+    views = SpeechPairs(object=config.object)
+    steps, levels = [], []
+    for epoch in range(passes):
+        batches.steps_done = functools.partial(int, epoch * len(batches))
+        for windows in WindowLoader(corpus, batches, device=device() if torch.cuda.is_available() else None):
+            pair = views(windows, torch.Generator())
+            online = encode(network, pair)
+            steps.append(model.steps(online, pair).cpu())
+            levels.append(model.chance(online, pair))
+    per_step, level = torch.stack(steps).mean(dim=0), sum(levels) / len(levels)
+    nats = float(per_step.mean())
+    details = {"unit": "nats", "windows": len(steps) * size, "chance": round(level, 4)}
+    ahead = {f"{k} ahead": round(float(value), 4) for k, value in enumerate(per_step, start=1)}
+    return [
+        Result("time-sensitive surprise", round(nats, 4), "held-out", {**details, **ahead}),
+        Result("time-sensitive minus chance", round(nats - level, 4), "held-out", details),
+    ]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from recipes import quickstart, records
 from recipes.results import table
+from recipes.run import make_folder
 from recipes.vision import evaluate, inputs, measure, networks, pretrain
 from recipes.vision.presets import PRESETS, Config, method, preset
 from recipes.vision.run import from_plain, load_learner, read_config, to_plain
@@ -162,16 +163,16 @@ def test_quickstart_keeps_what_it_did_not_write(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[]")
     (tmp_path / "stec").mkdir()
     with pytest.raises(ValueError, match="did not write"):
-        quickstart.make_folder(tmp_path)
+        make_folder(tmp_path, mark=quickstart.MARK, own=("stec",))
     assert (tmp_path / "stec").is_dir()
     own = tmp_path / "own"
-    quickstart.make_folder(own)
+    make_folder(own, mark=quickstart.MARK, own=("stec",))
     (own / "stec").mkdir()
-    quickstart.make_folder(own)
+    make_folder(own, mark=quickstart.MARK, own=("stec",))
     assert not (own / "stec").exists()
     (own / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes.txt"):
-        quickstart.make_folder(own)
+        make_folder(own, mark=quickstart.MARK, own=("stec",))
 
 
 def test_evaluation_writes_every_protocol_with_its_name(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,163 @@
+"""Compare presets over seeds at one budget: python -m recipes.audio.compare small-cpc small-pooled --corpus CACHE ...
+
+Pretrains every preset with every seed on --split, then reads phones (with --labels and both splits) and speakers
+(--speakers CACHE) off frozen features, measures the surprise of held-out speech, and does the same for the baselines.
+Finished runs are kept and interrupted ones taken up, so the same command goes on after an interruption, and several
+processes may share the work by their seeds. Differences to the first preset carry a paired bootstrap over test
+utterances and seeds.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import tyro
+
+from recipes import records
+from recipes.audio import phones, speakers
+from recipes.audio.measure import surprise
+from recipes.audio.presets import Config, method, preset
+from recipes.audio.run import load_learner, pretrain, read_config, record_of
+from recipes.progress import say
+from recipes.results.table import speech
+from recipes.run import check_writable, last_checkpoint
+from stec.audio.corpus import Corpus
+from stec.audio.splits import read_split
+from stec.core.bootstrap import paired_bootstrap
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Which presets, which seeds, on which speech, for how long."""
+
+    presets: tyro.conf.Positional[tuple[str, ...]]
+    corpus: Path  # the cache to pretrain on
+    seeds: tuple[int, ...] = (0, 1, 2)
+    split: Path | None = None  # pretrain on these utterances alone
+    labels: Path | None = None  # phone labels; without them no phones are read
+    train_split: Path | None = None  # of the phone task
+    test_split: Path | None = None  # of the phone task; its utterances also measure the surprise
+    speakers: Path | None = None  # read speakers of this cache; --speaker-split names utterances
+    speaker_split: Path | None = None
+    epochs: int | None = None  # the presets' own by default
+    runs: Path = Path("runs/compare-audio")  # the run folders
+    out: Path | None = None  # the file of records
+
+
+def configure(arguments: Arguments, name: str, seed: int) -> Config:
+    """A preset with the arguments' overrides."""
+    config = preset(name)
+    return dataclasses.replace(
+        config,
+        seed=seed,
+        corpus=arguments.corpus,
+        split=arguments.split,
+        labels=arguments.labels if config.supervised else None,
+        epochs=arguments.epochs or config.epochs,
+    )
+
+
+def train(config: Config, folder: Path) -> tuple[Path, float | None]:
+    """The last checkpoint of a run, trained as far as that is not done yet, and the seconds where it was done now."""
+    done = folder / "done"
+    if done.is_file():
+        return last_checkpoint(folder), float(done.read_text())
+    begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
+    if begun and read_config(folder) != config:
+        raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
+    outcome = pretrain(config, folder, resume=begun)
+    done.write_text(f"{outcome.seconds:.1f}\n")
+    return outcome.checkpoint, outcome.seconds
+
+
+def one_run(arguments: Arguments, config: Config, folder: Path, *, baselines: bool) -> list[records.Record]:
+    """Pretrain and probe, as far as that is not done yet."""
+    checkpoint, seconds = train(config, folder)
+    out = folder / "results.json"
+    stages = {record.stage for record in records.read(out)} if out.is_file() else set()
+    if arguments.labels and "phones" not in stages:
+        if arguments.train_split is None or arguments.test_split is None:
+            raise ValueError("phones are read with --labels, --train-split and --test-split; give all three")
+        task = phones.Arguments(
+            checkpoint, arguments.corpus, arguments.labels, arguments.train_split, arguments.test_split
+        )
+        phones.evaluate(dataclasses.replace(task, baselines=baselines, seed=config.seed), seconds=seconds)
+    if arguments.speakers and "speakers" not in stages:
+        who = speakers.Arguments(checkpoint, arguments.speakers, split=arguments.speaker_split)
+        speakers.evaluate(dataclasses.replace(who, baselines=baselines, seed=config.seed), seconds=seconds)
+    if "surprise" not in stages and not config.supervised:
+        records.update([measure_surprise(arguments, checkpoint, seconds)], out)
+    return records.read(out)
+
+
+def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | None) -> records.Record:
+    """How surprised CPC is by speech it has not seen, beside chance."""
+    learner, config, _ = load_learner(checkpoint)
+    if arguments.speakers and not arguments.test_split:
+        corpus, split = Corpus.open(arguments.speakers), arguments.speaker_split
+    else:
+        corpus, split = Corpus.open(arguments.corpus), arguments.test_split
+    if split:
+        names = set(corpus.utterances)
+        corpus = corpus.subset([name for name in read_split(split) if name in names])
+    data = f"{corpus.path.name}, {len(corpus)} utterances"
+    return record_of(config, surprise(learner, config, corpus), seconds=seconds, stage="surprise", data=data)
+
+
+def differences(arguments: Arguments) -> list[str]:
+    """For each preset and head a line: how much better phones are read than after the first preset."""
+    counts: dict[str, dict[str, list[list[int]]]] = {}
+    totals: dict[str, list[int]] = {}
+    for name in arguments.presets:
+        for seed in arguments.seeds:
+            path = arguments.runs / f"{name}-seed{seed}" / "phones.json"
+            if not path.is_file():
+                return []
+            for head, found in json.loads(path.read_text())[method(preset(name))].items():
+                counts.setdefault(name, {}).setdefault(head, []).append(found["correct"][head])
+                totals[head] = found["total"]
+    first, *others = arguments.presets
+    lines = []
+    for name in others:
+        for head, correct in counts[name].items():
+            a, b = (torch.tensor(c, dtype=torch.float64) for c in (correct, counts[first][head]))
+            found = paired_bootstrap(a, b, torch.tensor(totals[head], dtype=torch.float64), seed=0)
+            lines.append(
+                f"{name} - {first}, {head}: {100 * found.difference:+.2f} points, 95 % interval "
+                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p {found.p:.3g}"
+            )
+    return lines
+
+
+def collect(arguments: Arguments) -> Sequence[records.Record]:
+    """All records, each run trained and probed where it is not yet."""
+    found: list[records.Record] = []
+    for seed in arguments.seeds:
+        for i, name in enumerate(arguments.presets):
+            folder = arguments.runs / f"{name}-seed{seed}"
+            found += one_run(arguments, configure(arguments, name, seed), folder, baselines=i == 0)
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.audio.compare", description=__doc__)
+    if arguments.out:
+        check_writable(arguments.out.parent)
+    found = collect(arguments)
+    print(speech(found))
+    for line in differences(arguments):
+        say(line)
+    if arguments.out:
+        records.write(found, arguments.out)
+        say(f"written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, RuntimeError) as mistake:
+        sys.exit(f"error: {mistake}")
