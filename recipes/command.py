@@ -24,6 +24,7 @@ class Modality(NamedTuple):
     read_config: Callable[[Path], Any]
     pretrain: Callable[..., Outcome]
     record_of: Callable[..., records.Record]
+    sources: str  # what the words beside the defaults mean
     then: str  # what to do with the checkpoint, such as "python -m recipes.vision.evaluate --checkpoint"
 
 
@@ -46,7 +47,7 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
             args=argv[1:],
             prog=f"python -m {modality.module} {argv[0]}",
             description=f"Pretrain with preset {argv[0]}: {modality.method(default)}. Every field can be overridden. "
-            "In the texts below, code: what the authors' released code fixes.",
+            f"In the texts below, {modality.sources}.",
         )
         config, resume = arguments.config, False
         folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"

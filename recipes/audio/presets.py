@@ -22,47 +22,46 @@ class Config:
     """Everything that a pretraining run depends on."""
 
     preset: str  # the preset these settings began as
-    epochs: int
+    epochs: int  # passes over the utterances
     corpus: Path | None = None  # the cache that recipes.audio.prepare wrote
     split: Path | None = None  # train on these utterances alone, a name a line; all by default
     labels: Path | None = None  # phone labels, for the supervised baseline alone
     supervised: bool = False  # train on phone labels instead: an upper mark for the others
-    # Encoder
-    channels: int = 512  # Oord
-    context_dim: int = 256  # Oord
-    paddings: Literal["cpc_audio", "gim", "none"] = "cpc_audio"
-    normalisation: Normalisation = "none"  # Oord mentions none
+    channels: int = 512  # of every convolution (Oord)
+    context_dim: int = 256  # units of the recurrence (Oord)
+    paddings: Literal["cpc_audio", "gim", "none"] = "cpc_audio"  # of the convolutions, as these have them
+    normalisation: Normalisation = "none"  # after each convolution; Oord mentions none
     recurrence: Literal["gru", "lstm"] = "gru"  # Oord
     input_mean: float = 0.0  # taken off the waveform in [-1, 1]
-    input_std: float = 1.0  # and divided by
-    # Time-sensitive identity model: CPC
-    lambda_time_sensitive: float = 1.0
-    steps: int = 12  # Oord: K
-    predictor: Literal["linear", "mlp", "transformer"] = "linear"  # Oord
+    input_std: float = 1.0  # what the waveform is then divided by
+
+    lambda_time_sensitive: float = 1.0  # weight of the time-sensitive identity model, CPC
+    steps: int = 12  # K, how many frames ahead are predicted (Oord)
+    predictor: Literal["linear", "mlp", "transformer"] = "linear"  # Oord; CPC_audio has transformers
     score: Literal["dot", "mean"] = "dot"  # CPC_audio takes the mean over the latents' dimensions
-    negatives: Negatives = "batch group"
-    batch_group: int = 8  # Oord: the minibatch of one GPU
-    own_sequence: bool = True  # Oord, Table 2: without the anchor's own sequence phones lose 7 points
+    negatives: Negatives = "batch group"  # where candidates come from; "same group" is the same speaker
+    batch_group: int = 8  # windows of a group (Oord: the minibatch of one GPU)
+    own_sequence: bool = True  # candidates from the anchor's own window; without, phones lose 7 points (Oord, Table 2)
     samples: int | None = None  # this many candidates drawn at random; all by default
-    # Time-insensitive identity model: S-TEC names it, the forms are readings of its Eq. 4
-    time_insensitive: Insensitive = "none"
-    lambda_time_insensitive: float = 0.1  # chosen
-    positives: Literal["windows", "halves"] = "windows"  # of one utterance, or of one window
+
+    time_insensitive: Insensitive = "none"  # the second identity model: a reading of S-TEC's Eq. 4
+    lambda_time_insensitive: float = 0.1  # its weight; chosen
+    positives: Literal["windows", "halves"] = "windows"  # two of one utterance, or the two of one window
     object: Object = "utterance"  # what stays the same; chapter and speaker use labels
-    others: Others = "all"  # negatives: of any speaker, of other ones, of the same
+    others: Others = "all"  # its negatives: of any speaker, of other ones, of the same
     part: Part = "context"  # what form "pooled" pools
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "last"] = "mean"  # how
     temperature: float = 0.2  # tau of form "pooled"; chosen
-    projection_hidden: int = 256
-    projection_out: int = 128
-    # Windows and training
-    window: int = 20_480  # Oord: samples
+    projection_hidden: int = 256  # of the projection head; chosen
+    projection_out: int = 128  # chosen
+
+    window: int = 20_480  # samples (Oord)
     sampling: Literal["random", "all"] = "random"  # one window an utterance an epoch (GIM), or all
     together: Literal["uniform", "speaker", "utterance"] = "uniform"  # what the windows of a group share
-    batch_size: int = 64  # Oord: 8 GPUs with 8 each; over all processes
+    batch_size: int = 64  # windows, over all processes (Oord: 8 GPUs with 8 each)
     optimizer: Literal["adam", "adamw"] = "adam"  # Oord
     lr: float = 2e-4  # Oord
-    schedule: Literal["constant", "cosine"] = "constant"  # Oord mentions none
+    schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up; Oord mentions none
     warmup_epochs: int = 0
     weight_decay: float = 0.0
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"  # auto: bf16 where the processor computes in it
@@ -78,12 +77,13 @@ def _small(name: str, form: Insensitive = "none", *, supervised: bool = False) -
     """Narrow, normalised and at a higher rate, so that two cores see a difference within minutes; by trial."""
     return Config(
         preset=name,
-        epochs=60,
+        epochs=12,
         supervised=supervised,
         channels=96,
         context_dim=96,
-        normalisation="channel",
+        normalisation="batch",
         input_std=0.1,
+        negatives="sequence",  # 54.0 % of phones with "batch group", 59.8 % with this, at half the cost
         time_insensitive=form,
         positives="halves",
         sampling="all",
@@ -91,12 +91,12 @@ def _small(name: str, form: Insensitive = "none", *, supervised: bool = False) -
         projection_hidden=96,
         projection_out=64,
         optimizer="adamw",
-        lr=1e-3,
+        lr=4e-3,
         schedule="cosine",
-        warmup_epochs=2,
+        warmup_epochs=1,
         weight_decay=1e-4,
         compiled=False,
-        checkpoint_every=10,
+        checkpoint_every=4,
     )
 
 

@@ -48,6 +48,7 @@ SPEECH = Modality(
     read_config=read_config,
     pretrain=pretrain,
     record_of=record_of,
+    sources="Oord: Oord et al. 2018; GIM: Greedy InfoMax; CPC_audio: Riviere et al. 2020; chosen: ours",
     then="python -m recipes.audio.phones (or speakers) --checkpoint",
 )
 

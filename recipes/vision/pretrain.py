@@ -45,6 +45,7 @@ VISION = Modality(
     read_config=read_config,
     pretrain=pretrain,
     record_of=record_of,
+    sources="code: what the authors' released code fixes",
     then="python -m recipes.vision.evaluate --checkpoint",
 )
 

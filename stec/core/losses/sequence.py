@@ -103,8 +103,9 @@ def _cpc(predictions: Tensor, latents: Tensor, layout: _Layout, need: tuple[bool
             else:
                 if among is not None:
                     logits.masked_fill_(~among.repeat_interleave(t, dim=2), -torch.inf).scatter_(2, column, positive)
-                log_z = logits.logsumexp(dim=2, keepdim=True)
-                slope = logits.sub_(log_z).exp_()
+                # log Z by the largest logit and its share: one exponential for the loss and the gradient together.
+                slope = logits.softmax(dim=2)
+                log_z = logits.amax(dim=2, keepdim=True) - slope.amax(dim=2, keepdim=True).log()
             per_step[k] += (log_z - positive).sum()
             slope = slope.scatter_add_(2, column, torch.full_like(positive, -1.0)).to(queries.dtype)
             if d_queries is not None:
