@@ -77,7 +77,7 @@ def _small(name: str, form: Insensitive = "none", *, supervised: bool = False) -
     """Narrow, normalised and at a higher rate, so that two cores see a difference within minutes; by trial."""
     return Config(
         preset=name,
-        epochs=12,
+        epochs=8,
         supervised=supervised,
         channels=96,
         context_dim=96,
