@@ -4,6 +4,7 @@ A window never crosses the end of an utterance. Its start is any sample: the rel
 al. 2019) starts at multiples of 160, which ties a frame's content to the grid of the labels for no gain.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -185,11 +186,17 @@ def gather(samples: np.ndarray, starts: np.ndarray, window: int) -> Int16[Tensor
     if len(starts) and not 0 <= starts.min() <= starts.max() <= len(samples) - window:
         raise ValueError(f"windows of {window} from {starts.min()} to {starts.max()} leave {len(samples)} samples")
     plain = np.asarray(samples)  # slices of a memmap cost more than copying them
-    batch = torch.empty((len(starts), window), dtype=torch.int16, pin_memory=torch.cuda.is_available())
+    batch = torch.empty((len(starts), window), dtype=torch.int16, pin_memory=_pinned())
     rows = batch.numpy()
     for row, start in zip(rows, starts.tolist()):
         row[:] = plain[start : start + window]
     return batch
+
+
+@functools.cache
+def _pinned() -> bool:
+    """Whether there is a GPU to copy to; asking takes as long as gathering a batch."""
+    return torch.cuda.is_available()
 
 
 @runtime_checkable
