@@ -64,6 +64,11 @@ def record_of(
 
 def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
     """The optimiser by its name, at the configured peak learning rate."""
+    if config.optimizer == "lars" and not config.weight_decay > 0:
+        raise ValueError(
+            f"weight_decay is {config.weight_decay}; LARS adapts only what it decays: give --weight-decay 1e-6, say, or "
+            "--optimizer sgd"
+        )
     builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
         "lars": lambda groups: LARS(groups, lr=config.lr),
         "sgd": lambda groups: torch.optim.SGD(groups, lr=config.lr, momentum=0.9),

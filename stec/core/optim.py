@@ -202,21 +202,18 @@ def by_name(name: str, parameter: Tensor) -> bool:
 def parameter_groups(
     module: nn.Module, *, weight_decay: float, adapt: Callable[[str, nn.Parameter], bool]
 ) -> list[dict[str, Any]]:
-    """Two groups for LARS: "adapted", with weight decay, and "plain", momentum SGD without decay.
+    """Two groups: "adapted", with weight decay, and "plain", without; LARS adapts the first, and no rate of the second.
 
     `adapt(name, parameter)` is the rule: `by_kind` or `by_name`. A group holds `name`, `params`, `names` (one for each
-    parameter) and `weight_decay`. Parameters that require no gradient are left out. Since LARS adapts nothing whose
-    decay is 0, `weight_decay` must be positive: raises ValueError otherwise.
+    parameter) and `weight_decay`. Parameters that require no gradient are left out. LARS adapts nothing whose decay
+    is 0. Raises ValueError for a negative decay.
 
     >>> groups = parameter_groups(nn.Linear(3, 2), weight_decay=1e-6, adapt=by_kind)
     >>> [(group["name"], group["names"]) for group in groups]
     [('adapted', ['weight']), ('plain', ['bias'])]
     """
-    if not weight_decay > 0:
-        raise ValueError(
-            f"weight_decay is {weight_decay}; LARS adapts only what it decays, so pass a positive value (1e-6, say), "
-            "or use SGD"
-        )
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay}; need 0 or a positive value")
     groups: list[dict[str, Any]] = [
         {"name": "adapted", "params": [], "names": [], "weight_decay": weight_decay},
         {"name": "plain", "params": [], "names": [], "weight_decay": 0.0},

@@ -381,5 +381,5 @@ def test_groups_leave_out_frozen_parameters_and_feed_lars() -> None:
     assert [group["names"] for group in groups] == [["0.weight"], ["1.weight", "1.bias"]]
     optimizer = LARS(groups, lr=0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
-    with pytest.raises(ValueError, match="pass a positive value"):
-        parameter_groups(network, weight_decay=0.0, adapt=by_kind)
+    with pytest.raises(ValueError, match="need 0 or a positive value"):
+        parameter_groups(network, weight_decay=-0.1, adapt=by_kind)

@@ -17,7 +17,7 @@ from recipes.results import table
 from recipes.run import make_folder
 from recipes.vision import evaluate, inputs, measure, networks, pretrain
 from recipes.vision.presets import PRESETS, Config, method, preset
-from recipes.vision.run import from_plain, load_learner, read_config, to_plain
+from recipes.vision.run import from_plain, load_learner, optimizer_factory, read_config, to_plain
 from recipes.vision.run import pretrain as train
 from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import NonFiniteLoss
@@ -157,6 +157,13 @@ def test_the_recorded_command_leaves_folders_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", words)
     assert "alice/" not in records.command()
     assert "--root=data --checkpoint step=8.ckpt --out alice" in records.command()
+
+
+def test_lars_without_decay_is_refused_since_it_would_adapt_nothing() -> None:
+    config = dataclasses.replace(preset("cifar10-resnet18-stec"), weight_decay=0.0)
+    with pytest.raises(ValueError, match="LARS adapts only what it decays"):
+        optimizer_factory(config)
+    optimizer_factory(dataclasses.replace(config, optimizer="sgd"))
 
 
 def test_quickstart_keeps_what_it_did_not_write(tmp_path: Path) -> None:
