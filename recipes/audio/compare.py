@@ -23,9 +23,9 @@ from recipes.audio.presets import Config, method, preset
 from recipes.audio.run import load_learner, pretrain, read_config, record_of
 from recipes.progress import say
 from recipes.results.table import speech
-from recipes.run import check_writable, last_checkpoint
+from recipes.run import check_schedule, check_writable, last_checkpoint
 from stec.audio.corpus import Corpus
-from stec.audio.splits import read_split
+from stec.audio.splits import overlap_with, read_split
 from stec.core.bootstrap import paired_bootstrap
 
 
@@ -60,14 +60,27 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
     )
 
 
+def check(arguments: Arguments) -> None:
+    """ValueError for mistakes that would show only after hours of training."""
+    if not arguments.presets or len(set(arguments.presets)) < len(arguments.presets):
+        raise ValueError(f"presets are {', '.join(arguments.presets) or 'none'}; name one or more, each once")
+    phones_of = (arguments.labels, arguments.train_split, arguments.test_split)
+    if arguments.labels and None in phones_of:
+        raise ValueError("phones are read with --labels, --train-split and --test-split; give all three")
+    for name in arguments.presets:
+        if preset(name).supervised and arguments.labels is None:
+            raise ValueError(f"{name} learns from phone labels; give --labels, --train-split and --test-split")
+        check_schedule(configure(arguments, name, 0))
+
+
 def train(config: Config, folder: Path) -> tuple[Path, float | None]:
     """The last checkpoint of a run, trained as far as that is not done yet, and the seconds where it was done now."""
     done = folder / "done"
-    if done.is_file():
-        return last_checkpoint(folder), float(done.read_text())
     begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
     if begun and read_config(folder) != config:
         raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
+    if begun and done.is_file():
+        return last_checkpoint(folder), float(done.read_text())
     outcome = pretrain(config, folder, resume=begun)
     done.write_text(f"{outcome.seconds:.1f}\n")
     return outcome.checkpoint, outcome.seconds
@@ -79,8 +92,8 @@ def one_run(arguments: Arguments, config: Config, folder: Path, *, baselines: bo
     out = folder / "results.json"
     stages = {record.stage for record in records.read(out)} if out.is_file() else set()
     if arguments.labels and "phones" not in stages:
-        if arguments.train_split is None or arguments.test_split is None:
-            raise ValueError("phones are read with --labels, --train-split and --test-split; give all three")
+        assert arguments.train_split is not None
+        assert arguments.test_split is not None
         task = phones.Arguments(
             checkpoint, arguments.corpus, arguments.labels, arguments.train_split, arguments.test_split
         )
@@ -94,8 +107,8 @@ def one_run(arguments: Arguments, config: Config, folder: Path, *, baselines: bo
 
 
 def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | None) -> records.Record:
-    """How surprised CPC is by speech it has not seen, beside chance."""
-    learner, config, _ = load_learner(checkpoint)
+    """How surprised CPC is by speech that is held out, beside chance; what of it pretraining saw is in the record."""
+    learner, config, record = load_learner(checkpoint)
     if arguments.speakers and not arguments.test_split:
         corpus, split = Corpus.open(arguments.speakers), arguments.speaker_split
     else:
@@ -104,7 +117,10 @@ def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | No
         names = set(corpus.utterances)
         corpus = corpus.subset([name for name in read_split(split) if name in names])
     data = f"{corpus.path.name}, {len(corpus)} utterances"
-    return record_of(config, surprise(learner, config, corpus), seconds=seconds, stage="surprise", data=data)
+    saw = str(overlap_with(record["utterances"], corpus.utterances))
+    results = surprise(learner, config, corpus)
+    results = [dataclasses.replace(r, details={**r.details, "pretraining saw": saw}) for r in results]
+    return record_of(config, results, seconds=seconds, stage="surprise", data=data)
 
 
 def differences(arguments: Arguments) -> list[str]:
@@ -134,6 +150,7 @@ def differences(arguments: Arguments) -> list[str]:
 
 def collect(arguments: Arguments) -> Sequence[records.Record]:
     """All records, each run trained and probed where it is not yet."""
+    check(arguments)
     found: list[records.Record] = []
     for seed in arguments.seeds:
         for i, name in enumerate(arguments.presets):

@@ -55,6 +55,20 @@ class LabelledWindows(Iterable[Labelled], Sized):
         return torch.where(inside, labels[nearest.clamp(0, len(labels) - 1)], -1)
 
 
+MOST_CLASSES = 10_000
+
+
+def count_classes(labels: Mapping[str, np.ndarray], utterances: Iterable[str]) -> int:
+    """One more than the largest id. ValueError where that is no number of classes that a linear layer could have."""
+    largest, name = max((int(labels[name].max()), name) for name in utterances)
+    if largest >= MOST_CLASSES:
+        raise ValueError(
+            f"a label of {name} is {largest}, and phones are numbered from 0 without gaps, to {MOST_CLASSES - 1} at "
+            "most; correct the label file"
+        )
+    return largest + 1
+
+
 class LabelledPairs(SpeechPairs):
     """As SpeechPairs, with the phones of the frames (b, t) as labels."""
 

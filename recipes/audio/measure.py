@@ -161,11 +161,7 @@ def probe_phones(
         total = some.sums((truth >= 0).float())[tested]
         counts[name] = Counts(tuple(test), total, {name: correct})
         details = {"layer": head.features, "offset": head.labels, "train": len(train), "test": len(test)}
-        results.append(
-            accuracy("phone accuracy", correct, total, "linear" if head.hidden is None else f"hidden {head.hidden}")
-            if len(test) < 2
-            else with_interval("phone accuracy", correct, total, head.hidden, {**details, "protocol": protocol})
-        )
+        results.append(accuracy(head, correct, total, {**details, "protocol": protocol}))
     return PhoneProbe(trained, results, counts, {name: by_offset[head.labels] for name, head in heads.items()})
 
 
@@ -174,24 +170,21 @@ def head_name(layer: str, offset: str, hidden: int | None) -> str:
     return f"{layer} {'linear' if hidden is None else f'hidden {hidden}'} {offset}"
 
 
-def accuracy(
-    metric: str,
-    correct: Tensor,
-    total: Tensor,
-    protocol: str,
-    details: Mapping[str, object] | None = None,
-) -> Result:
-    """The share of correct ones over all utterances."""
-    return Result(metric, round(float(correct.sum() / total.sum()), 4), protocol, details or {})
+def accuracy(head: Head, correct: Tensor, total: Tensor, details: Mapping[str, object]) -> Result:
+    """The share of correct frames, with its 95 % interval over utterances where two or more hold frames that count.
 
-
-def with_interval(
-    metric: str, correct: Tensor, total: Tensor, hidden: int | None, details: Mapping[str, object]
-) -> Result:
-    """The accuracy with its 95 % interval over utterances."""
-    found = bootstrap(correct[None], total, seed=0)
-    interval = {"low": round(found.low, 4), "high": round(found.high, 4), "frames": int(total.sum())}
-    return accuracy(metric, correct, total, "linear" if hidden is None else f"hidden {hidden}", {**details, **interval})
+    ValueError where none does.
+    """
+    frames = int(total.sum())
+    if not frames:
+        raise ValueError(f"offset {head.labels}: no test frame has a label; choose a smaller offset, or longer speech")
+    interval = {}
+    if int((total > 0).sum()) > 1:
+        found = bootstrap(correct[None], total, seed=0)
+        interval = {"low": round(found.low, 4), "high": round(found.high, 4)}
+    share = round(float(correct.sum() / frames), 4)
+    name = "linear" if head.hidden is None else f"hidden {head.hidden}"
+    return Result("phone accuracy", share, name, {**details, **interval, "frames": frames})
 
 
 def majority(labels: Mapping[str, np.ndarray], train: Sequence[str], test: Sequence[str]) -> Result:
@@ -211,10 +204,12 @@ def surprise(learner: Learner, config: Config, corpus: Corpus, *, passes: int = 
     model = learner.objective.models["time_sensitive"]
     assert isinstance(model, CPC)
     long_enough = int((corpus.lengths >= config.window).sum())
-    size = min(config.batch_size, long_enough // config.batch_group * config.batch_group)
+    group = min(config.batch_group, config.batch_size)
+    size = min(config.batch_size, long_enough // group * group)
     if not size:
         raise ValueError(
-            f"{corpus.path} has {long_enough} utterances of {config.window} samples; need a group at least"
+            f"the surprise is measured on groups of {group} windows, and {corpus.path} has {long_enough} utterances "
+            f"of {config.window} samples among those held out; hold out more"
         )
     batches = WindowBatches(
         corpus, batch_size=size, seed=config.seed, window=config.window, sampling="random", together="uniform"

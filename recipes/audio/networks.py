@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from recipes.audio.presets import Config
 from stec.audio.encoders import PADDINGS, CPCEncoder
+from stec.core import distributed
 from stec.core.actions import ViewPair
 from stec.core.networks import projection_head
 from stec.core.objective import Features, InverseModel, STECObjective
@@ -101,7 +102,8 @@ class FramePhones(InverseModel):
         labels: Int[Tensor, "b t"] = pair.label
         logits = self.logits(online.x[0]).float()
         surprise = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="sum")
-        return surprise / (labels != -1).sum().clamp(min=1)
+        labelled = (labels != -1).sum()
+        return distributed.part_of_mean(surprise / labelled.clamp(min=1), labelled)
 
 
 def untrained(config: Config) -> CPCEncoder:

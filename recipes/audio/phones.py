@@ -19,6 +19,7 @@ import tyro
 
 from recipes import records
 from recipes.audio import networks, pictures
+from recipes.audio.labelled import count_classes
 from recipes.audio.measure import (
     Context,
     Counts,
@@ -84,8 +85,13 @@ def read_task(arguments: Arguments) -> Task:
     labels = read_cpc_labels(arguments.labels, classes=len(names) or None)
     train, test = read_split(arguments.train_split), read_split(arguments.test_split)
     check_splits(train, test)
-    chosen = [select(split, corpus=corpus.utterances, labels=labels) for split in (train, test)]
-    for path, selection in zip((arguments.train_split, arguments.test_split), chosen):
+    chosen = []
+    for path, split in ((arguments.train_split, train), (arguments.test_split, test)):
+        try:
+            selection = select(split, corpus=corpus.utterances, labels=labels)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        chosen.append(selection)
         if selection.without_audio or selection.without_labels:
             if arguments.strict:
                 raise ValueError(f"{path}: {selection}; complete {arguments.corpus} and {arguments.labels}")
@@ -93,8 +99,8 @@ def read_task(arguments: Arguments) -> Task:
     corpus = corpus.subset([*chosen[0].names, *chosen[1].names])
     for i, name in enumerate(corpus.utterances):
         Alignment().check(int(corpus.lengths[i]), len(labels[name]), name)
-    classes = 1 + max(int(labels[name].max()) for name in corpus.utterances)
-    return Task(corpus, labels, chosen[0].names, chosen[1].names, max(classes, len(names), 2))
+    classes = max(count_classes(labels, corpus.utterances), len(names), 2)
+    return Task(corpus, labels, chosen[0].names, chosen[1].names, classes)
 
 
 def seen(record_utterances: list[str], task: Task) -> dict[str, object]:

@@ -23,7 +23,7 @@ from stec.audio.sources import find_audio
 from stec.audio.synthetic_corpus import write_corpus
 
 RUNS = {"cpc": "small-cpc", "time-insensitive": "small-pooled"}
-OWN = (*RUNS, "speech", "cache", "pictures", "results.json", "phones.json")
+OWN = (*RUNS, "speech", "speech.partial", "cache", "pictures", "results.json", "phones.json")
 
 
 @dataclasses.dataclass(frozen=True)

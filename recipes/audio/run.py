@@ -1,6 +1,7 @@
 """Pretraining on speech: the learner, the loader and the run of a Config."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from recipes import records
 from recipes.audio import networks
-from recipes.audio.labelled import LabelledPairs, LabelledWindows
+from recipes.audio.labelled import LabelledPairs, LabelledWindows, count_classes
 from recipes.audio.presets import PATHS, Config, method
 from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
@@ -37,7 +38,7 @@ def from_plain(settings: dict[str, Any]) -> Config:
         paths = {name: Path(settings[name]) if settings.get(name) else None for name in PATHS}
         return Config(**{**settings, **paths})
     except TypeError as error:
-        raise ValueError(f"this configuration is of another version of stec: {error}") from error
+        raise ValueError(f"this configuration is not of speech, or of another version of stec: {error}") from error
 
 
 def read_config(folder: Path) -> Config:
@@ -93,20 +94,42 @@ def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[C
     return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.1f} h"
 
 
+def check_speakers(config: Config, corpus: Corpus) -> None:
+    """ValueError where the models ask who speaks, or in which chapter, and the corpus does not know."""
+    chapters = {corpus.chapters[i] for i in corpus.chapter.unique().tolist()}
+    speakers = {corpus.speakers[i] for i in corpus.speaker.unique().tolist()}
+    insensitive = config.time_insensitive != "none" and not config.supervised
+    asked = [
+        (insensitive and config.object == "speaker", "--object speaker", speakers),
+        (insensitive and config.object == "chapter", "--object chapter", chapters),
+        (insensitive and config.others != "all", f"--others {config.others!r}", speakers),
+        (config.negatives == "same group" and not config.supervised, "--negatives 'same group'", speakers),
+    ]
+    for wanted, option, names in asked:
+        if wanted and "" in names:
+            raise ValueError(
+                f"{option} needs to know the speaker or chapter of every utterance, and {corpus.path} does not; "
+                "prepare it with --speaker folder from a folder for each, or choose another option"
+            )
+
+
+def make_optimizer(config: Config, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam or AdamW over a learner's groups."""
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
 def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatches | None, classes: int) -> Learner:
     """Networks, objective and views of a configuration. Without corpus and batches the networks alone are of use."""
     steps_per_epoch = len(batches) if batches else 1
     lightning.seed_everything(config.seed, verbose=False)
     network = networks.encoder(config)
-    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adam": torch.optim.Adam,
-        "adamw": torch.optim.AdamW,
-    }
     return Learner(
         network,
         networks.objective(config, classes),
         views=SpeechPairs(object=config.object) if not config.supervised else LabelledPairs(),
-        optimizer=lambda groups: optimizers[config.optimizer](groups, lr=config.lr),
+        optimizer=functools.partial(make_optimizer, config),
         adapt=by_kind,
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_epochs * steps_per_epoch,
@@ -137,6 +160,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
                 raise ValueError("the supervised baseline learns from phone labels: give --labels FILE")
             labels = read_cpc_labels(config.labels)
         corpus, note = open_corpus(config, labels)
+        check_speakers(config, corpus)
         batches = WindowBatches(
             corpus,
             batch_size=config.batch_size,
@@ -147,7 +171,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             group=config.batch_group,
             pairs=config.time_insensitive != "none" and config.positives == "windows",
         )
-        classes = 1 + max(int(labels[name].max()) for name in corpus.utterances) if labels else 0
+        classes = count_classes(labels, corpus.utterances) if labels else 0
         learner = build_learner(config, corpus=corpus, batches=batches, classes=classes)
         device = "cuda" if config.resident and torch.cuda.is_available() else None
         loader: Any = WindowLoader(corpus, batches, device=device)

@@ -63,11 +63,14 @@ def deal(speaker: Int[Tensor, " u"], folds: int, *, seed: int) -> Int[Tensor, " 
 def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
     """What a protocol classifies, and the utterance of each: frames, means of windows, or means of utterances.
 
-    A window's last, shorter piece counts where it is half a window or more, or all there is.
+    A window's last, shorter piece counts where it is half a window or more, or all there is. Utterances too short for a
+    frame have no row.
     """
     values, owner = [], []
     for i in range(len(features)):
         frames = features.of(i).float()
+        if not len(frames):
+            continue
         if protocol == "frame":
             pieces = frames
         elif protocol == "utterance":
@@ -80,27 +83,37 @@ def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, 
     return torch.cat(values), torch.cat(owner)
 
 
+STEPS = 2000  # of a probe, whatever the number of rows
+
+
 def probe(
     frames: Frames, speaker: Int[Tensor, " u"], fold: Int[Tensor, " u"], protocols: Sequence[Protocol], *, seed: int
 ) -> list[records.Result]:
-    """Accuracy by layer and protocol, over all folds."""
+    """Accuracy by layer and protocol, over all folds.
+
+    The heads of all folds and layers train in one pass, each blind to the labels of its own fold. The means and
+    standard deviations that features are scaled by are those of all folds.
+    """
     folds, classes = int(fold.max()) + 1, int(speaker.max()) + 1
     results = []
-    for layer, features in frames.sets.items():
-        for protocol in protocols:
-            values, owner = rows_of(features, protocol)
+    for protocol in protocols:
+        sets = {}
+        for layer, features in frames.sets.items():
+            sets[layer], owner = rows_of(features, protocol)
+        truth, held_out = speaker[owner], fold[owner]
+        heads = {(layer, k): Head(layer, f"without {k}", classes) for layer in sets for k in range(folds)}
+        trained = train_heads(
+            sets,
+            {f"without {k}": torch.where(held_out == k, -1, truth) for k in range(folds)},
+            {f"{layer} {k}": head for (layer, k), head in heads.items()},
+            seed=seed,
+            **_settings(len(owner)),
+        )
+        for layer, values in sets.items():
             correct = torch.zeros(len(owner))
             for k in range(folds):
-                learn, tested = (fold[owner] != k).nonzero().flatten(), (fold[owner] == k).nonzero().flatten()
-                heads = train_heads(
-                    {layer: values},
-                    {"speaker": speaker[owner]},
-                    {"linear": Head(layer, "speaker", classes)},
-                    seed=seed,
-                    rows=learn,
-                    **_settings(len(learn)),
-                )
-                correct[tested] = heads.correct("linear", values[tested], speaker[owner[tested]]).float()
+                tested = (held_out == k).nonzero().flatten()
+                correct[tested] = trained.correct(f"{layer} {k}", values[tested], truth[tested]).float()
             hits = torch.zeros(len(speaker)).index_add_(0, owner, correct)
             total = torch.bincount(owner, minlength=len(speaker)).float()
             found = bootstrap(hits[None], total, seed=0)
@@ -118,10 +131,9 @@ def probe(
 
 
 def _settings(rows: int) -> Settings:
-    """The package's own protocol, for at least 1,000 steps: few rows take many epochs."""
+    """The package's own protocol, with as many epochs as make 2,000 steps."""
     settings = PROTOCOLS["stec"].copy()
-    steps_per_epoch = math.ceil(rows / settings["batch_size"])
-    settings["epochs"] = max(settings["epochs"], math.ceil(1000 / steps_per_epoch))
+    settings["epochs"] = math.ceil(STEPS / math.ceil(rows / settings["batch_size"]))
     return settings
 
 
@@ -129,7 +141,11 @@ def read_corpus(arguments: Arguments) -> Corpus:
     """The utterances to classify. ValueError where their speakers are not known, or are too few."""
     corpus = Corpus.open(arguments.corpus)
     if arguments.split:
-        chosen = select(read_split(arguments.split), corpus=corpus.utterances, labels=corpus.utterances)
+        split = read_split(arguments.split)
+        try:
+            chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances)
+        except ValueError as error:
+            raise ValueError(f"{arguments.split}: {error}") from error
         corpus = corpus.subset(chosen.names)
     ids, counts = corpus.speaker.unique(return_counts=True)
     if len(ids) < 2 or "" in {corpus.speakers[int(i)] for i in ids}:

@@ -81,7 +81,8 @@ class CPCEncoder(nn.Module):
         self.convolutions = nn.Sequential()
         for i, (kernel, stride, padding) in enumerate(zip(KERNELS, STRIDES, paddings)):
             width = 1 if i == 0 else channels
-            self.convolutions.add_module(f"conv_{i}", nn.Conv2d(width, channels, (1, kernel), (1, stride), (0, padding)))
+            convolution = nn.Conv2d(width, channels, (1, kernel), (1, stride), (0, padding))
+            self.convolutions.add_module(f"conv_{i}", convolution)
             if normalisation != "none":
                 self.convolutions.add_module(f"norm_{i}", norm(channels))
             self.convolutions.add_module(f"relu_{i}", nn.ReLU(inplace=True))
