@@ -19,17 +19,25 @@ def test_every_test_that_the_concept_names_exists() -> None:
 
 
 def test_every_file_that_the_documents_link_exists() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md", "docs/speech.md"):
         path = ROOT / document
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{document}: {target}"
 
 
+EXAMPLES = {
+    "resnet18": {"identity", "manipulation", "loss"},
+    "CPCEncoder": {"time_sensitive", "time_insensitive", "loss"},
+}
+
+
 @pytest.mark.unchecked
-def test_the_example_of_the_readme_runs() -> None:
+@pytest.mark.parametrize("encoder", EXAMPLES)
+def test_the_examples_of_the_readme_run(encoder: str) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    block = next(block for block in blocks if f"import {encoder}" in block)
     names: dict[str, object] = {}
-    exec(blocks[0], names)
+    exec(block, names)
     terms = names["terms"]
     assert isinstance(terms, dict)
-    assert set(terms) == {"identity", "manipulation", "loss"}
+    assert set(terms) == EXAMPLES[encoder]

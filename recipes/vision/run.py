@@ -66,8 +66,8 @@ def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.
     """The optimiser by its name, at the configured peak learning rate."""
     if config.optimizer == "lars" and not config.weight_decay > 0:
         raise ValueError(
-            f"weight_decay is {config.weight_decay}; LARS adapts only what it decays: give --weight-decay 1e-6, say, or "
-            "--optimizer sgd"
+            f"weight_decay is {config.weight_decay}; LARS adapts only what it decays: "
+            "give --weight-decay 1e-6, say, or --optimizer sgd"
         )
     builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
         "lars": lambda groups: LARS(groups, lr=config.lr),

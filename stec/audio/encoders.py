@@ -125,7 +125,7 @@ class CPCEncoder(nn.Module):
 
     def context(self, latents: Float[Tensor, "b t f"]) -> Float[Tensor, "b t d"]:
         """c: the recurrence over the latents; frame t knows frames 0 to t."""
-        # Without autocast: a recurrence of 128 steps in a narrow type gathers its rounding, and is no faster.
+        # Without autocast: a state that is fed back 128 times would gather the rounding of a narrow type.
         with torch.autocast(device_type=latents.device.type, enabled=False):
             c: Tensor = self.recurrence(latents.to(self.recurrence.weight_ih_l0.dtype))[0]
         return c
