@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_test_that_the_concept_names_exists() -> None:
-    text = (ROOT / "docs" / "concept.md").read_text()
+@pytest.mark.parametrize("page", ["concept.md", "speech.md"])
+def test_every_test_that_the_theory_names_exists(page: str) -> None:
+    text = (ROOT / "docs" / page).read_text()
     file, found = "", 0
     for path, name in re.findall(r"`(tests/[\w/]+\.py)?::(\w+)", text):
         file = path or file

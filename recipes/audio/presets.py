@@ -46,7 +46,7 @@ class Config:
 
     time_insensitive: Insensitive = "none"  # the second identity model: a reading of S-TEC's Eq. 4
     lambda_time_insensitive: float = 0.1  # its weight; chosen
-    positives: Literal["windows", "halves"] = "windows"  # two of one utterance, or the two of one window
+    positives: Literal["halves", "windows"] = "halves"  # of one window; or two of one utterance, at twice the cost
     object: Object = "utterance"  # what stays the same; chapter and speaker use labels
     others: Others = "all"  # its negatives: of any speaker, of other ones, of the same
     part: Part = "context"  # what form "pooled" pools
@@ -85,7 +85,6 @@ def _small(name: str, form: Insensitive = "none", *, supervised: bool = False) -
         input_std=0.1,
         negatives="sequence",  # 54.0 % of phones with "batch group", 59.8 % with this, at half the cost
         time_insensitive=form,
-        positives="halves",
         sampling="all",
         batch_size=16,
         projection_hidden=96,

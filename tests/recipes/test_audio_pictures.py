@@ -18,6 +18,7 @@ from recipes.audio.pictures import (
     MARK,
     TRUE,
     Stretch,
+    _per_cent,
     best_linear,
     cluster_order,
     confusions,
@@ -43,10 +44,10 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def columns(picture: np.ndarray, colour: str, rows: slice = slice(None)) -> np.ndarray:
-    """Which columns hold a colour, somewhere in these rows."""
+def columns(picture: np.ndarray, colour: str, rows: slice) -> np.ndarray:
+    """Which columns hold a colour in 5 of these rows at least: edges of letters hold all sorts of colours."""
     wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
-    return np.nonzero((np.abs(picture[rows] - wanted).sum(axis=2) < 6).any(axis=0))[0]
+    return np.nonzero((np.abs(picture[rows] - wanted).sum(axis=2) < 6).sum(axis=0) >= 5)[0]
 
 
 def speech(samples: int) -> Tensor:
@@ -134,17 +135,15 @@ def test_wrong_frames_are_marked_at_their_times(tmp_path: Path) -> None:
 
 
 def test_a_long_utterance_is_cut(tmp_path: Path) -> None:
-    labels = torch.zeros(1000, dtype=torch.long)
-    labels[398:] = 1
+    labels = torch.zeros(398, dtype=torch.long)  # of 4 s
     widths = []
     for seconds in (4, 10):
-        n = 100 * seconds - 2
         path = tmp_path / f"{seconds}.png"
         draw_utterance(
             speech(16_000 * seconds),
-            labels[:n],
-            predicted=labels[:n],
-            truth=labels[:n],
+            labels,
+            predicted=labels,
+            truth=labels,
             centre=200.0,
             names=(),
             title="one",
@@ -154,7 +153,7 @@ def test_a_long_utterance_is_cut(tmp_path: Path) -> None:
         widths.append(np.ptp(columns(picture, TRUE, slice(430, 500))))
         wave = picture[60:140, 110:1270]
         assert (wave[:, -40:] < 200).any()  # the waveform reaches the right edge
-    assert abs(widths[0] - widths[1]) <= 12  # not the 0.4 of the width that 4 s of 10 s are
+    assert widths[0] == widths[1] > 1100  # and not 0.4 of it
 
 
 def test_confusions_are_those_of_sklearn() -> None:
@@ -195,8 +194,7 @@ def test_the_matrix_has_true_phones_in_rows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dark, [[False, False, True], [False, True, False], [False, False, True]])
 
 
-@pytest.mark.parametrize("offsets", [(0,), (-1, 0, 2)])
-@pytest.mark.parametrize("names", [NAMES, ()])
+@pytest.mark.parametrize(("offsets", "names"), [((0,), NAMES), ((-1, 0, 2), ())])
 def test_all_pictures_of_a_probe(tmp_path: Path, offsets: tuple[int, ...], names: tuple[str, ...]) -> None:
     task, frames, probe = made_up(tmp_path, offsets=offsets)
     paths = draw_all(task, frames, probe, names=names, folder=tmp_path / "pictures")
@@ -263,7 +261,8 @@ def test_accuracies_with_and_without_intervals_differ(tmp_path: Path) -> None:
             results = [result(layer, "linear", o, 0.4, **interval) for layer in ("context", "latents") for o in offsets]
             draw_accuracies(results, path=tmp_path / "a.png")
             drawn.append(pixels(tmp_path / "a.png"))
-        assert (drawn[0] != drawn[1]).any()
+        assert (drawn[0] != drawn[1])[60:].any()  # below the title
+    assert _per_cent(results[0]) == pytest.approx((40, 5, 7))
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:
@@ -295,6 +294,6 @@ def test_silence_of_one_frame_is_drawn(tmp_path: Path) -> None:
     one = torch.tensor([0])
     path = tmp_path / "silence.png"
     draw_utterance(
-        torch.zeros(400), one, predicted=one, truth=one, centre=200.0, names=("$_$",), title="$a_1$", path=path
+        torch.zeros(400), one, predicted=one, truth=one, centre=200.0, names=("$_$",), title="$_$", path=path
     )
-    assert pixels(path).std() > 10
+    assert pixels(path)[300, 600].sum() < 30  # black: far below any level
