@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from stec.audio.phones import Alignment
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.bootstrap import bootstrap
-from stec.core.heads import PROTOCOLS, Head, TrainedHeads, train_heads
+from stec.core.heads import PROTOCOLS, Head, Settings, TrainedHeads, train_heads
 from stec.core.learner import Learner
 from stec.core.objective import encode
 from stec.core.sequence import CPC
@@ -29,6 +30,7 @@ Layer = Literal["context", "latents"]
 Context = Literal["utterances", "windows"]
 Progress = Callable[[int, int], None]
 MFCC_CENTRE = 200.0
+LEAST_STEPS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +126,14 @@ def probe_phones(
     hidden: Sequence[int],
     protocol: str,
     seed: int,
+    speakers: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PhoneProbe:
     """A linear head, and one for each number of `hidden` units, for every layer and offset, all in one pass.
 
-    `offsets` are frames past the nearest one. Accuracy is the share of test frames that count.
+    `offsets` are frames past the nearest one. Accuracy is the share of test frames that count. With `speakers`, of each
+    utterance, a linear head for every layer reads the speaker of a frame in the same pass (Oord et al. 2018); speakers
+    of the test split alone do not count.
     """
     some = frames.any
     place = {name: i for i, name in enumerate(some.utterances)}
@@ -144,14 +149,27 @@ def probe_phones(
         for offset in by_offset
         for units in (None, *hidden)
     }
+    who: dict[str, Tensor] = {}
+    speaker_heads = {}
+    if speakers is not None:
+        known = {name: i for i, name in enumerate(sorted({speakers[name] for name in train}))}
+        ids = torch.tensor([known.get(speakers[name], -1) for name in some.utterances])
+        if len(known) < 2 or not any(speakers[name] in known for name in test):
+            raise ValueError(
+                f"the training split has {len(known)} speakers, of which the test split has none; speakers are read of "
+                "utterances, not of people, that are new: use splits that share speakers, or recipes.audio.speakers"
+            )
+        who = {"speaker": ids.repeat_interleave(some.lengths)}
+        speaker_heads = {f"{layer} speaker": Head(layer, "speaker", len(known)) for layer in frames.sets}
+    rows = some.rows(place[name] for name in train)
     trained = train_heads(
         {layer: features.values for layer, features in frames.sets.items()},
-        by_offset,
-        heads,
+        {**by_offset, **who},
+        {**heads, **speaker_heads},
         seed=seed,
-        rows=some.rows(place[name] for name in train),
+        rows=rows,
         progress=progress,
-        **PROTOCOLS[protocol],
+        **head_settings(protocol, len(rows)),
     )
     tested = torch.tensor([place[name] for name in test])
     results, counts = [], {}
@@ -162,7 +180,22 @@ def probe_phones(
         counts[name] = Counts(tuple(test), total, {name: correct})
         details = {"layer": head.features, "offset": head.labels, "train": len(train), "test": len(test)}
         results.append(accuracy(head, correct, total, {**details, "protocol": protocol}))
+    for name, head in speaker_heads.items():
+        correct = some.sums(trained.correct(name, frames.sets[head.features].values, who["speaker"]).float())[tested]
+        total = some.sums((who["speaker"] >= 0).float())[tested]
+        details = {"layer": head.features, "speakers": head.classes, "train": len(train), "test": len(test)}
+        found = accuracy(head, correct, total, {**details, "protocol": protocol})
+        results.append(dataclasses.replace(found, metric="speaker accuracy", protocol="frame"))
     return PhoneProbe(trained, results, counts, {name: by_offset[head.labels] for name, head in heads.items()})
+
+
+def head_settings(protocol: str, rows: int) -> Settings:
+    """How heads train on so many rows. The package's own protocol takes LEAST_STEPS: few rows take many epochs."""
+    settings = PROTOCOLS[protocol].copy()
+    if protocol == "stec":
+        steps_per_epoch = math.ceil(rows / settings["batch_size"])
+        settings["epochs"] = max(settings["epochs"], math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
+    return settings
 
 
 def head_name(layer: str, offset: str, hidden: int | None) -> str:

@@ -56,6 +56,7 @@ class Arguments:
     hidden: tuple[int, ...] = ()  # also heads with one hidden layer of so many units
     context: Context = "utterances"  # or "windows" of 1.28 s, each with a context of its own, as Oord et al. have it
     protocol: str = "stec"  # how heads train: a name of stec.core.heads.PROTOCOLS
+    speakers: bool = False  # also a head for the speaker of every frame, in the same pass; splits must share speakers
     baselines: bool = False  # also MFCC, and the encoder before training
     phones: Path | None = None  # names of the labels in order of their ids, a line each, for pictures
     pictures: Path | None = None  # a folder for pictures: one utterance, confusions, accuracy by offset and layer
@@ -126,8 +127,17 @@ def probe(arguments: Arguments, task: Task, frames: Frames) -> PhoneProbe:
             hidden=arguments.hidden,
             protocol=arguments.protocol,
             seed=arguments.seed,
+            speakers=speakers_of(task.corpus) if arguments.speakers else None,
             progress=progress.reading,
         )
+
+
+def speakers_of(corpus: Corpus) -> dict[str, str]:
+    """The speaker of each utterance. ValueError where the corpus does not know them all."""
+    found = {name: corpus.speakers[int(i)] for name, i in zip(corpus.utterances, corpus.speaker)}
+    if unknown := [name for name, speaker in found.items() if not speaker]:
+        raise ValueError(f"{corpus.path} does not know who speaks in {unknown[0]}; prepare it with --speaker folder")
+    return found
 
 
 def encode_frames(arguments: Arguments, task: Task, network: CPCEncoder) -> Frames:
@@ -200,13 +210,15 @@ def show(found: list[records.Record]) -> None:
     for record in found:
         for r in record.results:
             what = r.protocol if r.protocol == "majority" else f"{r.details['layer']}, {r.protocol}"
+            if r.metric == "speaker accuracy":
+                what = f"{r.details['layer']}, speaker"
             offset = str(r.details.get("offset", ""))
             interval = ""
             if "low" in r.details:
                 low, high = (100 * float(str(r.details[key])) for key in ("low", "high"))
                 interval = f"{low:.1f} to {high:.1f}"
             rows.append([record.method, what, offset, f"{100 * r.value:.1f}", interval])
-    table(["", "features, head", "offset", "%", "95 % interval"], rows, title="phone accuracy by frame, test split")
+    table(["", "features, head", "offset", "%", "95 % interval"], rows, title="accuracy by frame, test split")
 
 
 def main() -> None:

@@ -54,6 +54,7 @@ def main() -> None:
             corpus=out / "cache",
             split=speech / "train_split.txt",
             epochs=arguments.epochs,
+            warmup_epochs=min(1, arguments.epochs - 1),
             seed=arguments.seed,
             checkpoint_every=arguments.epochs,
         )

@@ -173,7 +173,9 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
         )
         classes = count_classes(labels, corpus.utterances) if labels else 0
         learner = build_learner(config, corpus=corpus, batches=batches, classes=classes)
-        device = "cuda" if config.resident and torch.cuda.is_available() else None
+        if config.resident and not torch.cuda.is_available():
+            raise ValueError("there is no GPU to hold the corpus on: leave --resident out")
+        device = "cuda" if config.resident else None
         loader: Any = WindowLoader(corpus, batches, device=device)
         if labels is not None:
             network = networks.encoder(config)

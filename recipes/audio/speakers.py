@@ -2,8 +2,10 @@
 
 Every speaker's utterances are dealt into --folds; linear heads learn on all folds but one and are tested on that one,
 so that every utterance is tested once, by speakers that the heads know and utterances that they do not. Protocols:
-"frame", on every frame (Oord et al. 2018); "window", on the mean over 1.28 s (Greedy InfoMax); "utterance", on the mean
-over an utterance. --baselines adds MFCC and the untrained encoder. Numbers go into the run's results.json.
+"frame", on every frame (Oord et al. 2018); "window", on the mean over 1.28 s (Greedy InfoMax); "last", on the last
+frame of 1.28 s (CPC_audio); "utterance", on the mean over an utterance (s3prl). With --context windows every 1.28 s
+have a context of their own, as Greedy InfoMax and CPC_audio have it; --heads names their optimisers. --baselines adds
+MFCC and the untrained encoder. Numbers go into the run's results.json.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from recipes import records
 from recipes.audio import networks
-from recipes.audio.measure import Frames, Layer, encoder_frames, mfcc_frames
+from recipes.audio.measure import Context, Frames, Layer, encoder_frames, mfcc_frames
 from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress, say, table
@@ -32,7 +34,7 @@ from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import bootstrap
 from stec.core.heads import PROTOCOLS, Head, Settings, train_heads
 
-Protocol = Literal["frame", "window", "utterance"]
+Protocol = Literal["frame", "window", "last", "utterance"]
 WINDOW = 128  # frames: 1.28 s
 
 
@@ -45,6 +47,8 @@ class Arguments:
     split: Path | None = None  # these utterances alone, a name a line
     protocols: tuple[Protocol, ...] = ("frame", "window", "utterance")
     layers: tuple[Layer, ...] = ("context", "latents")
+    context: Context = "utterances"  # or "windows" of 1.28 s, each with a context of its own
+    heads: str = "stec"  # how heads train: a name of stec.core.heads.PROTOCOLS
     folds: int = 5
     baselines: bool = False  # also MFCC, and the encoder before training
     seed: int = 0
@@ -61,7 +65,7 @@ def deal(speaker: Int[Tensor, " u"], folds: int, *, seed: int) -> Int[Tensor, " 
 
 
 def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
-    """What a protocol classifies, and the utterance of each: frames, means of windows, or means of utterances.
+    """What a protocol classifies, and the utterance of each: frames, means or last frames of windows, or means.
 
     A window's last, shorter piece counts where it is half a window or more, or all there is. Utterances too short for a
     frame have no row.
@@ -77,17 +81,23 @@ def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, 
             pieces = frames.mean(dim=0, keepdim=True)
         else:
             parts = [p for p in frames.split(WINDOW) if len(p) >= WINDOW // 2] or [frames]
-            pieces = torch.stack([p.mean(dim=0) for p in parts])
+            pieces = torch.stack([p[-1] if protocol == "last" else p.mean(dim=0) for p in parts])
         values.append(pieces)
         owner.append(torch.full((len(pieces),), i))
     return torch.cat(values), torch.cat(owner)
 
 
-STEPS = 2000  # of a probe, whatever the number of rows
+STEPS = 2000  # of the package's own protocol, whatever the number of rows
 
 
 def probe(
-    frames: Frames, speaker: Int[Tensor, " u"], fold: Int[Tensor, " u"], protocols: Sequence[Protocol], *, seed: int
+    frames: Frames,
+    speaker: Int[Tensor, " u"],
+    fold: Int[Tensor, " u"],
+    protocols: Sequence[Protocol],
+    *,
+    heads: str = "stec",
+    seed: int,
 ) -> list[records.Result]:
     """Accuracy by layer and protocol, over all folds.
 
@@ -101,13 +111,13 @@ def probe(
         for layer, features in frames.sets.items():
             sets[layer], owner = rows_of(features, protocol)
         truth, held_out = speaker[owner], fold[owner]
-        heads = {(layer, k): Head(layer, f"without {k}", classes) for layer in sets for k in range(folds)}
+        specified = {(layer, k): Head(layer, f"without {k}", classes) for layer in sets for k in range(folds)}
         trained = train_heads(
             sets,
             {f"without {k}": torch.where(held_out == k, -1, truth) for k in range(folds)},
-            {f"{layer} {k}": head for (layer, k), head in heads.items()},
+            {f"{layer} {k}": head for (layer, k), head in specified.items()},
             seed=seed,
-            **_settings(len(owner)),
+            **_settings(heads, len(owner)),
         )
         for layer, values in sets.items():
             correct = torch.zeros(len(owner))
@@ -122,6 +132,7 @@ def probe(
                 "speakers": classes,
                 "utterances": len(speaker),
                 "folds": folds,
+                "heads": heads,
                 "rows": len(owner),
                 "low": round(found.low, 4),
                 "high": round(found.high, 4),
@@ -130,10 +141,11 @@ def probe(
     return results
 
 
-def _settings(rows: int) -> Settings:
-    """The package's own protocol, with as many epochs as make 2,000 steps."""
-    settings = PROTOCOLS["stec"].copy()
-    settings["epochs"] = math.ceil(STEPS / math.ceil(rows / settings["batch_size"]))
+def _settings(heads: str, rows: int) -> Settings:
+    """A published protocol as it is; the package's own with as many epochs as make 2,000 steps."""
+    settings = PROTOCOLS[heads].copy()
+    if heads == "stec":
+        settings["epochs"] = math.ceil(STEPS / math.ceil(rows / settings["batch_size"]))
     return settings
 
 
@@ -165,13 +177,17 @@ def read_corpus(arguments: Arguments) -> Corpus:
 def encode_frames(arguments: Arguments, corpus: Corpus, network: CPCEncoder) -> Frames:
     """Features of whole utterances, with a bar."""
     with EpochProgress(reading="extracting features") as progress:
-        return encoder_frames(network, corpus, layers=arguments.layers, context="utterances", progress=progress.reading)
+        return encoder_frames(
+            network, corpus, layers=arguments.layers, context=arguments.context, progress=progress.reading
+        )
 
 
 def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[records.Record]:
     """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
     out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
     check_writable(out.parent)
+    if arguments.heads not in PROTOCOLS:
+        raise ValueError(f"no protocol {arguments.heads!r}; there are {', '.join(PROTOCOLS)}")
     learner, config, record = load_learner(arguments.checkpoint)
     corpus = read_corpus(arguments)
     names, speaker = corpus.speaker.unique(return_inverse=True)
@@ -187,7 +203,7 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     sources[method(config)] = lambda: encode_frames(arguments, corpus, encoder)
     found = []
     for name, frames in sources.items():
-        results = probe(frames(), speaker, fold, arguments.protocols, seed=arguments.seed)
+        results = probe(frames(), speaker, fold, arguments.protocols, heads=arguments.heads, seed=arguments.seed)
         details = {"pretraining saw": saw} if name == method(config) else {}
         results = [dataclasses.replace(r, details={**r.details, **details}) for r in results]
         trained = seconds if name == method(config) else None

@@ -165,6 +165,8 @@ def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
     """The networks of a checkpoint with their weights, its configuration, and all that the record holds."""
     checkpoint = load_checkpoint(path)
     record = checkpoint.record
+    if "image_size" not in record:
+        raise ValueError(f"{path} is no checkpoint of images; give one of recipes.vision.pretrain")
     config = from_plain(record["config"], None)
     learner = build_learner(config, tuple(record["image_size"]), record["classes"], batches=None)
     load_weights(learner, checkpoint.weights, source=path)

@@ -141,7 +141,7 @@ def extract_windows(
         for i in range(len(utterances)):
             waveform = waveforms(i).to(device)
             whole = len(waveform) // window * window
-            batches = [*waveform[:whole].view(-1, window).split(_BATCH)]
+            batches = [*waveform[:whole].view(-1, window).split(_BATCH)] if whole else []
             if encoder.frames(len(waveform) - whole) > 0:
                 batches.append(waveform[None, whole:])
             parts: dict[str, list[Tensor]] = {layer: [] for layer in layers}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stec.core import distributed
 from stec.core.actions import ViewPair
 from stec.core.losses import cpc, cpc_steps, lag_free_nce, switch_nll, two_way_nce
+from stec.core.losses.sequence import group_candidates
 from stec.core.objective import Features, InverseModel
 
 Part = Literal["context", "latents"]
@@ -295,7 +296,10 @@ class FrameIdentity(InverseModel):
         b = len(queries)
         first = distributed.rank() * b
         candidates = negatives(pair, b, queries.device, self.others)[:, first : first + b]
-        return lag_free_nce(queries, keys.to(queries.dtype), group=min(self.batch_group, b), candidates=candidates)
+        group = min(self.batch_group, b)
+        loss = lag_free_nce(queries, keys.to(queries.dtype), group=group, candidates=candidates)
+        counted = group_candidates(b, group, candidates, device=queries.device).any(dim=1).sum()
+        return distributed.part_of_mean(loss, counted)
 
 
 class SwitchIdentity(InverseModel):
@@ -317,6 +321,9 @@ class SwitchIdentity(InverseModel):
         different = negatives(pair, b, objects.device, self.others).T  # (wb, b): symmetric questions
         everyone = torch.arange(b * distributed.world_size(), device=objects.device)
         same = everyone[:, None] == everyone[None, distributed.rank() * b :][:, :b]
-        return switch_nll(
+        stay, leave = switch_nll(
             distributed.gather(objects) / math.sqrt(objects.shape[1]), frames, same=same, different=different
         )
+        # As often as it occurs, an answer weighs the same in every process.
+        halves = distributed.part_of_mean(stay, same.sum()), distributed.part_of_mean(leave, different.sum())
+        return (halves[0] + halves[1]) / 2

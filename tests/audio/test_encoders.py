@@ -82,7 +82,7 @@ def test_the_size_of_the_papers_network() -> None:
 
 @pytest.mark.parametrize(("recurrence", "layers"), [("gru", 1), ("lstm", 1), ("gru", 2)])
 def test_context_knows_the_past_and_not_the_future(recurrence: str, layers: int) -> None:
-    encoder = CPCEncoder(channels=4, context_dim=3, recurrence=recurrence, recurrent_layers=layers).double()
+    encoder = CPCEncoder(channels=4, context_dim=3, recurrence=recurrence, recurrent_layers=layers).double()  # type: ignore[arg-type]
     latents = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(encoder.context(latents)[0, 5].sum(), latents)
     assert (gradient[0, :6] != 0).any(dim=1).all()
@@ -132,7 +132,7 @@ def test_channel_norm_keeps_a_narrow_type_and_sums_in_a_wide_one() -> None:
 
 @pytest.mark.parametrize(("normalisation", "parameters"), [("none", 0), ("channel", 10), ("batch", 10)])
 def test_normalisations(normalisation: str, parameters: int) -> None:
-    encoder = CPCEncoder(channels=4, context_dim=3, normalisation=normalisation)
+    encoder = CPCEncoder(channels=4, context_dim=3, normalisation=normalisation)  # type: ignore[arg-type]
     assert sum("norm" in name for name, _ in encoder.named_parameters()) == parameters
     latents = encoder.latents(0.01 * torch.randn(4, 4_000)).detach()
     if normalisation == "none":
@@ -147,12 +147,12 @@ def test_mistakes() -> None:
         with pytest.raises(ValueError, match=r"need one for each of the kernels \(10, 8, 4, 4, 4\), below it"):
             CPCEncoder(channels=2, context_dim=2, paddings=paddings)
     for std in (0.0, -1.0):
-        with pytest.raises(ValueError, match="std is .*; need a positive value"):
+        with pytest.raises(ValueError, match=r"std is .*; need a positive value"):
             CPCEncoder(channels=2, context_dim=2, std=std)
     for options in ({"normalisation": "layer"}, {"recurrence": "rnn"}):
         ((name, value),) = options.items()
         with pytest.raises(ValueError, match=f"{name} is '{value}'; use "):
-            CPCEncoder(channels=2, context_dim=2, **options)
+            CPCEncoder(channels=2, context_dim=2, **options)  # type: ignore[arg-type]
 
 
 def test_latents_move_with_the_waveform() -> None:

@@ -218,6 +218,18 @@ def cpc_steps(
         return _cpc(context_predictions, latents, layout, (False, False)).steps
 
 
+def group_candidates(
+    b: int, group: int | None, candidates: Bool[Tensor, "b b"] | None, *, device: torch.device
+) -> Bool[Tensor, "b b"]:
+    """Which other sequences of its group, of those in `candidates`, each of b sequences is compared with."""
+    size = b if group is None else group
+    if b % size:
+        raise ValueError(f"{b} sequences do not come in groups of {size}")
+    number = torch.arange(b, device=device)
+    other = (number[:, None] != number[None, :]) & (number[:, None] // size == number[None, :] // size)
+    return other if candidates is None else other & candidates
+
+
 def lag_free_nce(
     queries: Float[Tensor, "b t f"],
     keys: Float[Tensor, "b u f"],
@@ -240,12 +252,8 @@ def lag_free_nce(
     """
     b = len(queries)
     size = b if group is None else group
-    if b % size:
-        raise ValueError(f"{b} sequences do not come in groups of {size}")
-    other = ~torch.eye(b, dtype=torch.bool, device=queries.device)
-    among = other if candidates is None else other & candidates
+    among = group_candidates(b, group, candidates, device=queries.device)
     total = queries.new_zeros((), dtype=torch.promote_types(queries.dtype, torch.float32))
-    count = total.clone()
     for start in range(0, b, size):
         part = slice(start, start + size)
         scores = torch.einsum("btf,cuf->btcu", queries[part], keys[part]).to(total.dtype)  # (g, t, g, u)
@@ -257,8 +265,7 @@ def lag_free_nce(
         own = scores.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (g, t, u)
         surprise = F.softplus(negatives[:, :, None] - own).mean(dim=(1, 2))
         total = total + torch.where(usable, surprise, 0.0).sum()
-        count = count + usable.sum()
-    return total / count.clamp(min=1)
+    return total / among.any(dim=1).sum().clamp(min=1)
 
 
 def switch_nll(
@@ -267,24 +274,25 @@ def switch_nll(
     *,
     same: Bool[Tensor, "m b"],
     different: Bool[Tensor, "m b"],
-) -> Float[Tensor, ""]:
-    """-log q(a_id) of "the object was switched, or not", a logistic regression on <object, frame>; nats.
+) -> Float[Tensor, " 2"]:
+    """-log q(a_id) of "the object stayed" and of "it was switched", a logistic regression on <object, frame>; nats.
 
-    Both answers weigh one half: the mean over frames of the `same` object, and over those of a `different` one. Pairs
-    that are neither do not count; where one answer never occurs, its half is 0.
+    The mean over frames of the `same` object, and that over those of a `different` one: the loss is the mean of both.
+    Pairs that are neither do not count; where an answer never occurs, its mean is 0.
 
-    Blank objects give log 2.
+    Blank objects give log 2 twice.
 
     >>> here = torch.eye(3, dtype=torch.bool)
     >>> switch_nll(torch.zeros(3, 2), torch.randn(3, 5, 2), same=here, different=~here)
-    tensor(0.6931)
+    tensor([0.6931, 0.6931])
     """
     scores = torch.einsum("mf,buf->mbu", objects, frames)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     stay = F.softplus(-scores).mean(dim=2)  # -log sigmoid
     leave = F.softplus(scores).mean(dim=2)
-    halves = [
-        torch.where(mask, surprise, 0.0).sum() / mask.sum().clamp(min=1)
-        for mask, surprise in ((same, stay), (different, leave))
-    ]
-    return (halves[0] + halves[1]) / 2
+    return torch.stack(
+        [
+            torch.where(mask, surprise, 0.0).sum() / mask.sum().clamp(min=1)
+            for mask, surprise in ((same, stay), (different, leave))
+        ]
+    )
