@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import tyro
 
 from recipes import records
-from recipes.progress import say
 from recipes.run import Outcome, is_first
+from recipes.terminal import say
 
 
 class Modality(NamedTuple):

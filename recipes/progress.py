@@ -1,33 +1,14 @@
 """What a person sees of long work: bars on a terminal, a line an epoch elsewhere."""
 
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import lightning
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
+from recipes.terminal import CONSOLE, say
 from stec.core.learner import Learner
-
-CONSOLE = Console()
-
-
-def say(line: str) -> None:
-    """One line for the person at the terminal."""
-    CONSOLE.print(line, highlight=False, soft_wrap=True)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
-    """A small table: the first column names, the others numbers."""
-    grid = Table(title=title, title_justify="left")
-    for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold", min_width=min(8, len(name)))
-    for row in rows:
-        grid.add_row(*row)
-    CONSOLE.print(grid)
 
 
 class EpochProgress(lightning.Callback):

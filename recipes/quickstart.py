@@ -13,8 +13,8 @@ import torch
 import tyro
 
 from recipes import records
-from recipes.progress import say, table
 from recipes.run import make_folder
+from recipes.terminal import say, table
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions
 from recipes.vision.pairs import draw_pairs

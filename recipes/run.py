@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from recipes.metrics import MetricsFile
-from recipes.progress import EpochProgress, say
+from recipes.progress import EpochProgress
+from recipes.terminal import say
 from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import Learner
 

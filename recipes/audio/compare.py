@@ -21,9 +21,9 @@ from recipes.audio import phones, speakers
 from recipes.audio.measure import surprise
 from recipes.audio.presets import Config, method, preset
 from recipes.audio.run import load_learner, pretrain, read_config, record_of
-from recipes.progress import say
 from recipes.results.table import speech
 from recipes.run import check_schedule, check_writable, last_checkpoint
+from recipes.terminal import say
 from stec.audio.corpus import Corpus
 from stec.audio.splits import overlap_with, read_split
 from stec.core.bootstrap import paired_bootstrap

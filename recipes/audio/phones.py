@@ -33,8 +33,9 @@ from recipes.audio.measure import (
 )
 from recipes.audio.presets import Config, method
 from recipes.audio.run import load_learner, record_of
-from recipes.progress import EpochProgress, say, table
+from recipes.progress import EpochProgress
 from recipes.run import check_writable
+from recipes.terminal import say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.phones import Alignment, Inventory, read_cpc_labels

@@ -18,7 +18,7 @@ from typing import Literal, Self
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.progress import CONSOLE, say
+from recipes.terminal import CONSOLE, say
 from stec.audio.corpus import Corpus
 from stec.audio.preparing import Prepared, prepare
 from stec.audio.sources import AudioFile, download_librispeech, find_audio

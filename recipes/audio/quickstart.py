@@ -16,8 +16,8 @@ from recipes import records
 from recipes.audio import phones, speakers
 from recipes.audio.presets import preset
 from recipes.audio.run import pretrain
-from recipes.progress import say, table
 from recipes.run import make_folder
+from recipes.terminal import say, table
 from stec.audio.preparing import prepare
 from stec.audio.sources import find_audio
 from stec.audio.synthetic_corpus import write_corpus

@@ -25,8 +25,9 @@ from recipes.audio import networks
 from recipes.audio.measure import Context, Frames, Layer, encoder_frames, mfcc_frames
 from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
-from recipes.progress import EpochProgress, say, table
+from recipes.progress import EpochProgress
 from recipes.run import check_writable
+from recipes.terminal import say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.features import FrameFeatures

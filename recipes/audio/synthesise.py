@@ -10,13 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recipes.terminal import CONSOLE
 from stec.audio.synthetic_corpus import Summary, write_corpus
-
-# Not that of recipes.progress: it brings lightning and torch, 5 s for each of the worker processes.
-CONSOLE = Console()
 
 
 @dataclass(frozen=True)

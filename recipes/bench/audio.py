@@ -44,8 +44,8 @@ from recipes.bench.speech_peers import (
     read_windows,
 )
 from recipes.bench.vision import in_turn, processor_seconds
-from recipes.progress import say, table
 from recipes.run import check_writable
+from recipes.terminal import say, table
 from stec.audio.corpus import Corpus
 from stec.audio.features import extract
 from stec.audio.preparing import prepare

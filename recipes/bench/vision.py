@@ -23,8 +23,8 @@ import tyro
 
 from recipes import records
 from recipes.bench.views import measure
-from recipes.progress import say, table
 from recipes.run import check_writable
+from recipes.terminal import say, table
 from recipes.vision import networks
 from recipes.vision.presets import preset
 from recipes.vision.run import optimizer_factory

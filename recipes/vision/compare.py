@@ -12,9 +12,9 @@ from pathlib import Path
 import tyro
 
 from recipes import records
-from recipes.progress import say
 from recipes.results.table import markdown
 from recipes.run import check_writable
+from recipes.terminal import say
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset

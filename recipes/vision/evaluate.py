@@ -16,8 +16,8 @@ import lightning
 import tyro
 
 from recipes import records
-from recipes.progress import say, table
 from recipes.run import check_writable
+from recipes.terminal import say, table
 from recipes.vision import inputs, networks
 from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, augmented, frozen, probe, read_actions
 from recipes.vision.presets import Config, Data
