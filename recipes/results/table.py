@@ -96,43 +96,31 @@ def markdown(found: Sequence[records.Record]) -> str:
 
 def speech(found: Sequence[records.Record]) -> str:
     """One table of phones, speakers and surprise: a row for each method, a column for each kind of number."""
-    columns = dict.fromkeys(
-        (x.metric, x.protocol, _layer(x)) for r in found for x in r.results if _layer(x) is not None
-    )
-    titles = {
-        ("time-sensitive minus chance", "held-out"): "CPC minus chance, nats",
-        **{("speaker accuracy", p): f"speakers by {p} %" for p in ("frame", "window", "utterance")},
-    }
-    heads = [
-        titles.get((metric, protocol), f"phones, {protocol} %") + (f" ({layer})" if layer else "")
-        for metric, protocol, layer in columns
-    ]
-    lines = [f"| method | seeds | {' | '.join(heads)} | paper, phones % |", "|---|" + "---|" * (len(heads) + 2)]
+    columns = dict.fromkeys(column for r in found for x in r.results if (column := _column(x)))
+    phones = any(column.startswith("phones") for column in columns)
+    header = ["method", "seeds", *columns, *(["paper, phones %"] if phones else [])]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name in dict.fromkeys(record.method for record in found):
         rows = [record for record in found if record.method == name]
         cells = []
-        for metric, protocol, layer in columns:
-            values = [
-                x.value
-                for r in rows
-                for x in r.results
-                if (x.metric, x.protocol, _layer(x)) == (metric, protocol, layer)
-            ]
-            cells.append(spread(values, 1, 3) if "chance" in metric else spread(values, 100, 1))
+        for column in columns:
+            values = [x.value for r in rows for x in r.results if _column(x) == column]
+            cells.append(spread(values, 1, 3) if "nats" in column else spread(values, 100, 1))
         seeds = str(len({record.seed for record in rows}))
-        lines.append(f"| {' | '.join([name, seeds, *cells, PAPER_PHONES.get(name, '')])} |")
+        lines.append(f"| {' | '.join([name, seeds, *cells, *([PAPER_PHONES.get(name, '')] if phones else [])])} |")
     return "\n".join([*lines, "", *_origins(found)])
 
 
-def _layer(result: records.Result) -> str | None:
-    """Which column of its protocol a number belongs to: MFCC and the majority beside the context. None: no column."""
-    if result.metric == "time-sensitive minus chance":
-        return ""
-    if result.metric not in ("phone accuracy", "speaker accuracy") or result.protocol == "majority":
-        return "c" if result.protocol == "majority" else None
-    layer = {"latents": "z"}.get(str(result.details.get("layer")), "c")
-    offset = str(result.details.get("offset", "+0"))
-    return layer if offset == "+0" else f"{layer}, {offset}"
+def _column(result: records.Result) -> str | None:
+    """The column of a number, MFCC and the commonest phone beside the context; None for what the table leaves out."""
+    layer = "z" if result.details.get("layer") == "latents" else "c"
+    offset = "" if result.details.get("offset", "+0") == "+0" else f", {result.details['offset']}"
+    if result.metric == "phone accuracy":
+        protocol = "linear" if result.protocol == "majority" else result.protocol
+        return f"phones, {protocol} ({layer}{offset}) %"
+    if result.metric == "speaker accuracy":
+        return f"speakers, {result.protocol} ({layer}) %"
+    return "CPC minus chance, nats" if result.metric == "time-sensitive minus chance" else None
 
 
 def _origins(found: Sequence[records.Record]) -> list[str]:
