@@ -8,6 +8,7 @@ utterances and seeds.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -20,12 +21,12 @@ from recipes import records
 from recipes.audio import phones, speakers
 from recipes.audio.measure import surprise
 from recipes.audio.presets import Config, method, preset
-from recipes.audio.run import load_learner, pretrain, read_config, record_of
+from recipes.audio.run import check_config, load_learner, precision, pretrain, read_config, record_of
 from recipes.results.table import speech
-from recipes.run import check_schedule, check_writable, last_checkpoint
+from recipes.run import check_writable, last_checkpoint
 from recipes.terminal import say
 from stec.audio.corpus import Corpus
-from stec.audio.splits import overlap_with, read_split
+from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import paired_bootstrap
 
 
@@ -54,10 +55,30 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
         config,
         seed=seed,
         corpus=arguments.corpus,
-        split=arguments.split,
+        # The supervised baseline must not learn from the labels it is tested on.
+        split=arguments.train_split if config.supervised else arguments.split,
         labels=arguments.labels if config.supervised else None,
         epochs=arguments.epochs or config.epochs,
     )
+
+
+def settled(config: Config) -> Config:
+    """A configuration as its run stores it."""
+    return dataclasses.replace(config, precision=precision(config))
+
+
+def asked(arguments: Arguments) -> dict[str, str]:
+    """What the probes of a run depend on: corpora by name, files by their content."""
+    files = (arguments.labels, arguments.train_split, arguments.test_split, arguments.speaker_split)
+    names = ("labels", "train_split", "test_split", "speaker_split")
+    digests = {
+        name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else "" for name, file in zip(names, files)
+    }
+    return {
+        **digests,
+        "corpus": arguments.corpus.name,
+        "speakers": arguments.speakers.name if arguments.speakers else "",
+    }
 
 
 def check(arguments: Arguments) -> None:
@@ -70,14 +91,27 @@ def check(arguments: Arguments) -> None:
     for name in arguments.presets:
         if preset(name).supervised and arguments.labels is None:
             raise ValueError(f"{name} learns from phone labels; give --labels, --train-split and --test-split")
-        check_schedule(configure(arguments, name, 0))
+        check_config(configure(arguments, name, 0))
+    if arguments.labels and arguments.train_split and arguments.test_split:
+        phones.read_task(
+            phones.Arguments(Path(), arguments.corpus, arguments.labels, arguments.train_split, arguments.test_split)
+        )
+    if arguments.speakers:
+        speakers.read_corpus(speakers.Arguments(Path(), arguments.speakers, split=arguments.speaker_split))
+    config = configure(arguments, arguments.presets[0], 0)
+    corpus, _ = listeners(arguments)
+    if int((corpus.lengths >= config.window).sum()) < min(config.batch_group, config.batch_size):
+        raise ValueError(
+            f"the surprise is measured on groups of {config.batch_group} windows, and fewer of the held-out utterances "
+            f"have {config.window} samples; hold out more"
+        )
 
 
 def train(config: Config, folder: Path) -> tuple[Path, float | None]:
     """The last checkpoint of a run, trained as far as that is not done yet, and the seconds where it was done now."""
     done = folder / "done"
     begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
-    if begun and read_config(folder) != config:
+    if begun and settled(read_config(folder)) != settled(config):
         raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
     if begun and done.is_file():
         return last_checkpoint(folder), float(done.read_text())
@@ -89,7 +123,14 @@ def train(config: Config, folder: Path) -> tuple[Path, float | None]:
 def one_run(arguments: Arguments, config: Config, folder: Path, *, baselines: bool) -> list[records.Record]:
     """Pretrain and probe, as far as that is not done yet."""
     checkpoint, seconds = train(config, folder)
-    out = folder / "results.json"
+    out, question = folder / "results.json", folder / "asked.json"
+    if question.is_file() and json.loads(question.read_text()) != asked(arguments):
+        raise ValueError(
+            f"{folder} was probed with other labels, splits or corpora; give another --runs, or remove {question} and "
+            f"{out} to probe anew"
+        )
+    if not question.is_file():
+        question.write_text(json.dumps(asked(arguments)) + "\n")
     stages = {record.stage for record in records.read(out)} if out.is_file() else set()
     if arguments.labels and "phones" not in stages:
         assert arguments.train_split is not None
@@ -106,20 +147,29 @@ def one_run(arguments: Arguments, config: Config, folder: Path, *, baselines: bo
     return records.read(out)
 
 
-def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | None) -> records.Record:
-    """How surprised CPC is by speech that is held out, beside chance; what of it pretraining saw is in the record."""
-    learner, config, record = load_learner(checkpoint)
+def listeners(arguments: Arguments) -> tuple[Corpus, bool]:
+    """The speech that the surprise is measured on, and whether the arguments hold it out of pretraining."""
     if arguments.speakers and not arguments.test_split:
         corpus, split = Corpus.open(arguments.speakers), arguments.speaker_split
     else:
         corpus, split = Corpus.open(arguments.corpus), arguments.test_split
     if split:
-        names = set(corpus.utterances)
-        corpus = corpus.subset([name for name in read_split(split) if name in names])
+        corpus = corpus.subset(select(read_split(split), corpus=corpus.utterances, labels=corpus.utterances).names)
+    return corpus, split is not None
+
+
+def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | None) -> records.Record:
+    """How surprised CPC is by speech that is held out, beside chance; what of it pretraining saw is in the record."""
+    learner, config, record = load_learner(checkpoint)
+    corpus, held_out = listeners(arguments)
     data = f"{corpus.path.name}, {len(corpus)} utterances"
-    saw = str(overlap_with(record["utterances"], corpus.utterances))
+    who = {**dict(zip(record["utterances"], record["speakers"])), **phones.names_of(corpus)}
+    saw = str(overlap_with(record["utterances"], corpus.utterances, speakers=who))
     results = surprise(learner, config, corpus)
-    results = [dataclasses.replace(r, details={**r.details, "pretraining saw": saw}) for r in results]
+    protocol = "held-out" if held_out else "training"
+    results = [
+        dataclasses.replace(r, protocol=protocol, details={**r.details, "pretraining saw": saw}) for r in results
+    ]
     return record_of(config, results, seconds=seconds, stage="surprise", data=data)
 
 

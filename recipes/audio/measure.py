@@ -16,8 +16,8 @@ from recipes.audio.presets import Config
 from recipes.records import Result
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
-from stec.audio.features import FrameFeatures, extract, extract_mfcc, extract_windows
-from stec.audio.phones import Alignment
+from stec.audio.features import MFCC_CENTRE, FrameFeatures, extract, extract_mfcc, extract_windows
+from stec.audio.phones import CONVENTIONS, Alignment
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.bootstrap import bootstrap
@@ -29,7 +29,6 @@ from stec.core.sequence import CPC
 Layer = Literal["context", "latents"]
 Context = Literal["utterances", "windows"]
 Progress = Callable[[int, int], None]
-MFCC_CENTRE = 200.0
 LEAST_STEPS = 1000
 
 
@@ -68,6 +67,7 @@ def encoder_frames(
         corpus.utterances,
         device=device(),
         layers=layers,
+        dtype=torch.float16 if folder else torch.float32,  # half the disk, and what it rounds no probe sees
         folder=folder,
         progress=progress,
     )
@@ -126,22 +126,25 @@ def probe_phones(
     hidden: Sequence[int],
     protocol: str,
     seed: int,
+    alignment: str = "nearest",
+    block: int = 1,
     speakers: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> PhoneProbe:
     """A linear head, and one for each number of `hidden` units, for every layer and offset, all in one pass.
 
-    `offsets` are frames past the nearest one. Accuracy is the share of test frames that count. With `speakers`, of each
-    utterance, a linear head for every layer reads the speaker of a frame in the same pass (Oord et al. 2018); speakers
-    of the test split alone do not count.
+    `offsets` are frames past that of `alignment`, a name of CONVENTIONS; `block` is that of `train_heads`. Accuracy is
+    the share of test frames that count. With `speakers`, of each utterance, a linear head for every layer reads the
+    speaker of a frame in the same pass (Oord et al. 2018); speakers of the test split alone do not count.
     """
     some = frames.any
     place = {name: i for i, name in enumerate(some.utterances)}
-    nearest = Alignment.nearest(frame_centre=frames.centre)
-    assert nearest.offset is not None
+    law = Alignment.nearest(frame_centre=frames.centre) if alignment == "nearest" else CONVENTIONS[alignment]
     by_offset = {
-        f"{offset:+d}": label_frames(some, labels, dataclasses.replace(nearest, offset=nearest.offset + offset))
-        for offset in offsets
+        f"{k:+d}": label_frames(
+            some, labels, law if law.offset is None else dataclasses.replace(law, offset=law.offset + k)
+        )
+        for k in offsets
     }
     heads = {
         head_name(layer, offset, units): Head(layer, offset, classes, units)
@@ -168,6 +171,7 @@ def probe_phones(
         {**heads, **speaker_heads},
         seed=seed,
         rows=rows,
+        block=block,
         progress=progress,
         **head_settings(protocol, len(rows)),
     )

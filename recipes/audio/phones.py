@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -34,13 +35,16 @@ from recipes.audio.measure import (
 from recipes.audio.presets import Config, method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
+from recipes.results.table import PUBLISHED_SPEECH
 from recipes.run import check_writable
 from recipes.terminal import say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
-from stec.audio.phones import Alignment, Inventory, read_cpc_labels
+from stec.audio.phones import CONVENTIONS, Alignment, Inventory, read_cpc_labels
 from stec.audio.splits import check_splits, overlap_with, read_split, select
 from stec.core.heads import PROTOCOLS
+
+COUNTS = "phones.json"  # beside the results: correct frames by method, head and utterance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Arguments:
     offsets: tuple[int, ...] = (0,)  # frames past the one whose centre is nearest to the label's
     hidden: tuple[int, ...] = ()  # also heads with one hidden layer of so many units
     context: Context = "utterances"  # or "windows" of 1.28 s, each with a context of its own, as Oord et al. have it
+    alignment: str = "nearest"  # of frames and labels; or as "cpc_audio", "s3prl", "gim" have it
     protocol: str = "stec"  # how heads train: a name of stec.core.heads.PROTOCOLS
     speakers: bool = False  # also a head for the speaker of every frame, in the same pass; splits must share speakers
     baselines: bool = False  # also MFCC, and the encoder before training
@@ -82,6 +87,14 @@ def read_task(arguments: Arguments) -> Task:
     """Read and check everything before anything is computed. ValueError names the file, the value and the cure."""
     if arguments.protocol not in PROTOCOLS:
         raise ValueError(f"no protocol {arguments.protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if arguments.alignment not in CONVENTIONS:
+        raise ValueError(f"no alignment {arguments.alignment!r}; there are {', '.join(CONVENTIONS)}")
+    if CONVENTIONS[arguments.alignment].offset is None and arguments.offsets != (0,):
+        raise ValueError(f"--alignment {arguments.alignment} aligns ends, which has no --offsets: leave them out")
+    if not arguments.offsets or not arguments.layers or any(units < 1 for units in arguments.hidden):
+        raise ValueError("give at least one layer and offset, and hidden layers of at least 1 unit")
+    if arguments.features:
+        check_writable(arguments.features)
     names = Inventory.read(arguments.phones).names if arguments.phones else ()
     corpus = Corpus.open(arguments.corpus)
     labels = read_cpc_labels(arguments.labels, classes=len(names) or None)
@@ -105,11 +118,21 @@ def read_task(arguments: Arguments) -> Task:
     return Task(corpus, labels, chosen[0].names, chosen[1].names, classes)
 
 
-def seen(record_utterances: list[str], task: Task) -> dict[str, object]:
-    """What pretraining has seen of the splits, for the record, and said to the person."""
+def seen(record: Mapping[str, Any], task: Task) -> dict[str, object]:
+    """What pretraining has seen of the splits, for the record, and said to the person.
+
+    ValueError where a supervised run has learnt from the labels of test utterances.
+    """
+    who = {**dict(zip(record["utterances"], record["speakers"])), **names_of(task.corpus)}
     checks = {
-        split: overlap_with(record_utterances, names) for split, names in (("train", task.train), ("test", task.test))
+        split: overlap_with(record["utterances"], names, speakers=who)
+        for split, names in (("train", task.train), ("test", task.test))
     }
+    if record["config"]["supervised"] and checks["test"].seen_utterances:
+        raise ValueError(
+            f"the supervised run learnt from the labels of {checks['test'].seen_utterances} test utterances; train it "
+            "with --split, the training split"
+        )
     for split, check in checks.items():
         say(f"pretraining has seen of the {split} split: {check}")
     return {f"pretraining saw of {split}": str(check) for split, check in checks.items()}
@@ -126,16 +149,23 @@ def probe(arguments: Arguments, task: Task, frames: Frames) -> PhoneProbe:
             classes=task.classes,
             offsets=arguments.offsets,
             hidden=arguments.hidden,
+            alignment=arguments.alignment,
             protocol=arguments.protocol,
+            block=128 if arguments.features else 1,
             seed=arguments.seed,
             speakers=speakers_of(task.corpus) if arguments.speakers else None,
             progress=progress.reading,
         )
 
 
+def names_of(corpus: Corpus) -> dict[str, str]:
+    """The speaker of each utterance; "" where the corpus does not know."""
+    return {name: corpus.speakers[int(i)] for name, i in zip(corpus.utterances, corpus.speaker)}
+
+
 def speakers_of(corpus: Corpus) -> dict[str, str]:
     """The speaker of each utterance. ValueError where the corpus does not know them all."""
-    found = {name: corpus.speakers[int(i)] for name, i in zip(corpus.utterances, corpus.speaker)}
+    found = names_of(corpus)
     if unknown := [name for name, speaker in found.items() if not speaker]:
         raise ValueError(f"{corpus.path} does not know who speaks in {unknown[0]}; prepare it with --speaker folder")
     return found
@@ -158,8 +188,9 @@ def baselines(
     arguments: Arguments, task: Task, config: Config
 ) -> tuple[list[records.Record], dict[str, dict[str, Counts]]]:
     """The commonest label, MFCC, and the encoder that the run started from."""
+    stage = stage_of(arguments)
     blind = [majority(task.labels, task.train, task.test)]
-    found = [record_of(config, blind, seconds=None, name="majority", stage="phones", data=data_of(task))]
+    found = [record_of(config, blind, seconds=None, name="majority", stage=stage, data=data_of(task))]
     counts = {}
     for name, frames in (
         ("MFCC", mfcc_frames(task.corpus)),
@@ -167,8 +198,13 @@ def baselines(
     ):
         result = probe(arguments, task, frames)
         counts[name] = result.counts
-        found.append(record_of(config, result.results, seconds=None, name=name, stage="phones", data=data_of(task)))
+        found.append(record_of(config, result.results, seconds=None, name=name, stage=stage, data=data_of(task)))
     return found, counts
+
+
+def stage_of(arguments: Arguments) -> str:
+    """What sets these numbers apart from others of the run: a later probe replaces those of its own stage."""
+    return "phones" if arguments.context == "utterances" else f"phones, {arguments.context}"
 
 
 def data_of(task: Task) -> str:
@@ -186,18 +222,21 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
     out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
     check_writable(out.parent)
+    if out.name == COUNTS:
+        raise ValueError(f"{out} is where the correct frames go; choose another name for --out")
     learner, config, record = load_learner(arguments.checkpoint)
     task = read_task(arguments)
-    saw = seen(record["utterances"], task)
+    saw = seen(record, task)
     found, counts = baselines(arguments, task, config) if arguments.baselines else ([], {})
     assert isinstance(learner.encoder, CPCEncoder)
     frames = encode_frames(arguments, task, learner.encoder)
     result = probe(arguments, task, frames)
     counts[method(config)] = result.counts
     results = [dataclasses.replace(r, details={**r.details, **saw, "input": arguments.context}) for r in result.results]
-    found.append(record_of(config, results, seconds=seconds, stage="phones", data=data_of(task)))
+    stage = stage_of(arguments)
+    found.append(record_of(config, results, seconds=seconds, stage=stage, data=data_of(task)))
     records.update(found, out)
-    write_counts(counts, out.with_name("phones.json"))
+    write_counts(counts, out.with_name(COUNTS))
     if arguments.pictures:
         names = Inventory.read(arguments.phones).names if arguments.phones else ()
         pictures.draw_all(task, frames, result, names=names, folder=arguments.pictures)
@@ -227,6 +266,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m recipes.audio.phones", description=__doc__)
     found = evaluate(arguments)
     show(found)
+    say(PUBLISHED_SPEECH)
     say(f"written to {arguments.out or arguments.checkpoint.parent.parent / 'results.json'}")
 
 

@@ -36,6 +36,7 @@ class Arguments:
     subsets: tuple[str, ...] = ()  # of LibriSpeech; all that are there by default
     workers: int = os.cpu_count() or 1  # threads that decode
     skip_broken: bool = False  # leave broken files out; otherwise they are listed and nothing is finished
+    replace: bool = False  # also where utterances of the cache in --out would vanish or change their speaker or chapter
     download: str | None = None  # a subset of LibriSpeech to fetch into ROOT first
 
 
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None) -> None:
                 arguments.out,
                 workers=arguments.workers,
                 skip_broken=arguments.skip_broken,
+                replace=arguments.replace,
                 progress=progress,
             )
     except KeyboardInterrupt:

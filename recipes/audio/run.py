@@ -1,5 +1,6 @@
 """Pretraining on speech: the learner, the loader and the run of a Config."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from recipes import records
 from recipes.audio import networks
 from recipes.audio.labelled import LabelledPairs, LabelledWindows, count_classes
-from recipes.audio.presets import PATHS, Config, method
+from recipes.audio.presets import PATHS, Config, Precision, method
 from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from stec.audio.corpus import Corpus
@@ -69,7 +70,7 @@ def record_of(
     )
 
 
-def precision(config: Config) -> str:
+def precision(config: Config) -> Precision:
     """The precision that "auto" stands for here: bf16 where the processor or the GPU computes in it."""
     if config.precision != "auto":
         return config.precision
@@ -92,6 +93,43 @@ def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[C
     chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances if labels is None else labels)
     corpus = corpus.subset(chosen.names)
     return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.1f} h"
+
+
+def check_config(config: Config) -> None:
+    """ValueError for settings that make no sense together, or that would be ignored."""
+    check_schedule(config)
+    if config.labels and not config.supervised:
+        raise ValueError("--labels are learnt from by the supervised baseline alone: leave them out, or --supervised")
+    if config.supervised:
+        return
+    plain_cpc = Config(preset="", epochs=1)
+    unread = [
+        f"--{name.replace('_', '-')}"
+        for name in ("positives", "object", "others", "part", "pooling", "temperature")
+        if config.time_insensitive == "none" and getattr(config, name) != getattr(plain_cpc, name)
+    ]
+    if unread:
+        raise ValueError(f"{', '.join(unread)} belong to the second model: name its form with --time-insensitive")
+    frames = networks.encoder(config).frames(config.window)
+    if not 1 <= config.steps < frames:
+        raise ValueError(
+            f"{config.steps} steps ahead in windows of {config.window} samples, which are {frames} frames: "
+            "choose fewer --steps, at least 1, or a longer --window"
+        )
+    if config.batch_size % min(config.batch_group, config.batch_size):
+        raise ValueError(
+            f"batch size {config.batch_size} is no multiple of --batch-group {config.batch_group}; choose one that is"
+        )
+    same = "same group" in (config.negatives, config.others if config.time_insensitive != "none" else "")
+    if same and config.together != "speaker":
+        raise ValueError('negatives of the "same group" need windows of one speaker side by side: --together speaker')
+    if config.time_insensitive != "none" and config.together in ("utterance", config.object):
+        one_group = config.batch_group >= config.batch_size or config.time_insensitive == "frames"
+        if one_group or config.others == "same group":
+            raise ValueError(
+                f"with --together {config.together} the windows of a group are all of one {config.object}: the second "
+                "model would have no negatives; choose --together uniform"
+            )
 
 
 def check_speakers(config: Config, corpus: Corpus) -> None:
@@ -142,6 +180,7 @@ def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatch
             "config": to_plain(config),
             "classes": classes,
             "utterances": list(corpus.utterances) if corpus else [],
+            "speakers": [corpus.speakers[int(i)] for i in corpus.speaker] if corpus else [],
             "batches": batches.state_dict() if batches else {},
         },
     )
@@ -150,7 +189,8 @@ def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatch
 def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
     """Train to the end, from the start or from the last checkpoint of `folder`."""
     quieten()
-    check_schedule(config)
+    config = dataclasses.replace(config, precision=precision(config))
+    check_config(config)
     if is_first() and not resume:
         check_output(folder)
     with EpochProgress(quiet=quiet or not is_first()) as progress:
@@ -184,7 +224,8 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
         short = f", {batches.too_short} too short for a window" if batches.too_short else ""
         progress.headline(
             f"{method(config)} ({config.preset}): {note}{short}; {config.channels} channels, "
-            f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {precision(config)}"
+            f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, "
+            f"{config.epochs * len(batches):,} updates, {config.precision}"
         )
         checkpoint, seconds = fit(
             learner,
@@ -192,7 +233,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             batches,
             folder,
             config=config,
-            precision=precision(config),
+            precision=config.precision,
             paths={name: getattr(config, name) for name in PATHS},
             progress=progress,
             resume=resume,

@@ -23,9 +23,11 @@ from torch import Tensor
 from recipes import records
 from recipes.audio import networks
 from recipes.audio.measure import Context, Frames, Layer, encoder_frames, mfcc_frames
+from recipes.audio.phones import names_of
 from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
+from recipes.results.table import PUBLISHED_SPEECH
 from recipes.run import check_writable
 from recipes.terminal import say, table
 from stec.audio.corpus import Corpus
@@ -51,6 +53,7 @@ class Arguments:
     context: Context = "utterances"  # or "windows" of 1.28 s, each with a context of its own
     heads: str = "stec"  # how heads train: a name of stec.core.heads.PROTOCOLS
     folds: int = 5
+    features: Path | None = None  # a folder for features that exceed memory, in memory-mapped files
     baselines: bool = False  # also MFCC, and the encoder before training
     seed: int = 0
     out: Path | None = None  # where to write; results.json in the run's folder by default
@@ -71,14 +74,14 @@ def rows_of(features: FrameFeatures, protocol: Protocol) -> tuple[Float[Tensor, 
     A window's last, shorter piece counts where it is half a window or more, or all there is. Utterances too short for a
     frame have no row.
     """
+    if protocol == "frame":  # as they lie: not copied
+        return features.values, torch.arange(len(features)).repeat_interleave(features.lengths)
     values, owner = [], []
     for i in range(len(features)):
         frames = features.of(i).float()
         if not len(frames):
             continue
-        if protocol == "frame":
-            pieces = frames
-        elif protocol == "utterance":
+        if protocol == "utterance":
             pieces = frames.mean(dim=0, keepdim=True)
         else:
             parts = [p for p in frames.split(WINDOW) if len(p) >= WINDOW // 2] or [frames]
@@ -98,6 +101,7 @@ def probe(
     protocols: Sequence[Protocol],
     *,
     heads: str = "stec",
+    context: Context = "utterances",
     seed: int,
 ) -> list[records.Result]:
     """Accuracy by layer and protocol, over all folds.
@@ -118,6 +122,7 @@ def probe(
             {f"without {k}": torch.where(held_out == k, -1, truth) for k in range(folds)},
             {f"{layer} {k}": head for (layer, k), head in specified.items()},
             seed=seed,
+            block=128 if protocol == "frame" else 1,
             **_settings(heads, len(owner)),
         )
         for layer, values in sets.items():
@@ -134,6 +139,7 @@ def probe(
                 "utterances": len(speaker),
                 "folds": folds,
                 "heads": heads,
+                "context": context,
                 "rows": len(owner),
                 "low": round(found.low, 4),
                 "high": round(found.high, 4),
@@ -179,7 +185,12 @@ def encode_frames(arguments: Arguments, corpus: Corpus, network: CPCEncoder) -> 
     """Features of whole utterances, with a bar."""
     with EpochProgress(reading="extracting features") as progress:
         return encoder_frames(
-            network, corpus, layers=arguments.layers, context=arguments.context, progress=progress.reading
+            network,
+            corpus,
+            layers=arguments.layers,
+            context=arguments.context,
+            folder=arguments.features,
+            progress=progress.reading,
         )
 
 
@@ -193,7 +204,8 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     corpus = read_corpus(arguments)
     names, speaker = corpus.speaker.unique(return_inverse=True)
     fold = deal(speaker, arguments.folds, seed=arguments.seed)
-    saw = str(overlap_with(record["utterances"], corpus.utterances))
+    who = {**dict(zip(record["utterances"], record["speakers"])), **names_of(corpus)}
+    saw = str(overlap_with(record["utterances"], corpus.utterances, speakers=who))
     say(f"pretraining has seen of these: {saw}")
     assert isinstance(learner.encoder, CPCEncoder)
     sources: dict[str, Callable[[], Frames]] = {}
@@ -204,7 +216,15 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     sources[method(config)] = lambda: encode_frames(arguments, corpus, encoder)
     found = []
     for name, frames in sources.items():
-        results = probe(frames(), speaker, fold, arguments.protocols, heads=arguments.heads, seed=arguments.seed)
+        results = probe(
+            frames(),
+            speaker,
+            fold,
+            arguments.protocols,
+            heads=arguments.heads,
+            context=arguments.context,
+            seed=arguments.seed,
+        )
         details = {"pretraining saw": saw} if name == method(config) else {}
         results = [dataclasses.replace(r, details={**r.details, **details}) for r in results]
         trained = seconds if name == method(config) else None
@@ -227,6 +247,7 @@ def main() -> None:
     table(
         ["", "features", "protocol", "%", "95 % interval"], rows, title="speaker accuracy, each utterance tested once"
     )
+    say(PUBLISHED_SPEECH)
     say(f"written to {arguments.out or arguments.checkpoint.parent.parent / 'results.json'}")
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 VERSION = 1  # of the cache's format
 INDEX = "index.json"  # names the file of samples and tells what is where in it
+# Lists of an index, with an item for each utterance; and all that a whole index has.
+COLUMNS = ("utterance", "speaker", "chapter", "file", "size", "mtime_ns", "start", "samples", "crc")
+KEYS = {"version", "rate", "samples_file", "samples_total", *COLUMNS, "left_out"}
 PART, JOURNAL = "samples.part", "journal.jsonl"  # what is there until `prepare` has finished
 
 
@@ -56,8 +59,8 @@ class Corpus:
     def open(cls, path: str | Path, *, verify: bool = False) -> "Corpus":
         """The corpus in a folder that `prepare` wrote; with `verify`, every checksum is compared.
 
-        Raises ValueError where the folder is missing, unfinished, of another version or incomplete, and with `verify`
-        where an utterance's samples have changed since they were written.
+        Raises ValueError where the folder is missing, unfinished, of another version or incomplete, where its index
+        does not fit its samples, and with `verify` where an utterance's samples have changed since they were written.
         """
         folder = Path(path).expanduser()
         index = _read_index(folder)
@@ -153,7 +156,22 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is torn or not of this package ({error}); delete {folder}, prepare again") from error
     if version != VERSION:
         raise ValueError(f"{folder} is a cache of version {version}, this stec reads {VERSION}; prepare it again")
+    if fault := _fault(index):
+        raise ValueError(f"{file} {fault}; delete {folder} and prepare again")
     return index
+
+
+def _fault(index: dict[str, Any]) -> str | None:
+    """What an index lacks, or which of its utterances cannot be in the file of samples."""
+    if missing := sorted(KEYS - index.keys()):
+        return f"does not have {', '.join(missing)}"
+    for name in COLUMNS:
+        if len(index[name]) != len(index["utterance"]):
+            return f"has {len(index[name])} of {name} and {len(index['utterance'])} of utterance"
+    for name, start, length in zip(index["utterance"], index["start"], index["samples"]):
+        if start < 0 or length < 1 or start + length > index["samples_total"]:
+            return f"has {name} from sample {start} to {start + length} of {index['samples_total']}"
+    return None
 
 
 def _verify(file: Path, samples: np.memmap, index: dict[str, Any]) -> None:

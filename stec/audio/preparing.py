@@ -16,7 +16,7 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
-from stec.audio.corpus import INDEX, JOURNAL, PART, VERSION
+from stec.audio.corpus import INDEX, JOURNAL, KEYS, PART, VERSION
 from stec.audio.sources import RATE, AudioFile, read_audio
 
 BROKEN = "broken.txt"
@@ -69,14 +69,16 @@ def prepare(
     *,
     workers: int,
     skip_broken: bool = False,
+    replace: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Decode `files` in `workers` threads into a cache at 16 kHz, going on where an earlier run was interrupted.
 
     Does nothing where the cache is of these very files (by relative path, size and time of change). `progress` is
     called with the files done and their number. Raises ValueError where files are broken, after trying all (they are
-    listed in `broken.txt`; the others need not be decoded again), unless `skip_broken`; where the disk is too small;
-    and where the folder holds a cache of other audio or another run is writing to it.
+    listed in `broken.txt`; the others need not be decoded again), unless `skip_broken`; where an utterance of the cache
+    would vanish or change its speaker or chapter, unless `replace`; where the disk is too small; and where another run
+    is writing to the folder.
     """
     if not files:
         raise ValueError("there is no audio file to prepare; name a folder that holds some")
@@ -92,14 +94,16 @@ def prepare(
             _remove(cache, keep=(old["samples_file"],))
             left_out = tuple(item["reason"] for item in old["left_out"])
             return Prepared(cache, len(old["utterance"]), old["samples_total"], left_out, len(old["utterance"]), True)
-        if old and not set(old["utterance"]) & {source.utterance for source in paths}:
-            raise ValueError(f"{cache} holds a cache of other audio; choose another folder, or delete this one")
+        if old and not replace:
+            _check_kept(cache, old, paths)
         entries = _resume(cache, set(paths), keep=old["samples_file"] if old else None)
         _check_space(cache, [paths[source] for source in paths], done=sum(entry.samples for entry in entries))
         resumed = len(entries)
         broken = _decode(paths, cache, entries, workers=workers, progress=progress)
         if broken:
             _report(cache, above, broken, skip_broken)
+            if old and not replace:
+                _check_kept(cache, old, entries)
         _finish(cache, list(paths), entries, broken)
     total = sum(entry.samples for entry in entries)
     return Prepared(cache, len(entries), total, tuple(broken.values()), resumed, False)
@@ -283,12 +287,23 @@ def _look(file: AudioFile, above: Path) -> Source:
     return Source(file.utterance, file.speaker, file.chapter, inner, status.st_size, status.st_mtime_ns)
 
 
+def _check_kept(cache: Path, old: dict[str, Any], sources: Iterable[Source]) -> None:
+    """ValueError where an utterance of the old cache is not among `sources` as it was: labels and splits name it."""
+    now = {source.utterance: (source.speaker, source.chapter) for source in sources}
+    was = list(zip(old["utterance"], zip(old["speaker"], old["chapter"])))
+    if lost := [name for name, spoken in was if now.get(name) != spoken]:
+        raise ValueError(
+            f"{len(lost)} of the {len(was)} utterances in {cache} would vanish or get another speaker or chapter, "
+            f"such as {', '.join(lost[:5])}; choose another folder (--out), or replace this cache (--replace)"
+        )
+
+
 def _old_index(cache: Path) -> dict[str, Any] | None:
     """The index of a finished cache that is whole; None where there is none, or it is of another version."""
     try:
         index: dict[str, Any] = json.loads((cache / INDEX).read_bytes())
         whole = (cache / index["samples_file"]).stat().st_size == 2 * index["samples_total"]
-        return index if whole and index["version"] == VERSION else None
+        return index if whole and index["version"] == VERSION and index.keys() >= KEYS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -309,7 +324,7 @@ def _check_space(cache: Path, paths: Sequence[Path], *, done: int) -> None:
             information = soundfile.info(path)
             seconds += information.duration if information.frames < 1 << 32 else 0
             size += path.stat().st_size
-        except (soundfile.LibsndfileError, OSError):  # broken: it will be named, and takes no space
+        except (soundfile.LibsndfileError, UnicodeEncodeError, OSError):  # broken: it will be named, and takes no space
             continue
     total = sum(path.stat().st_size for path in paths if path.is_file())
     need = int(seconds * RATE * 2 * total / size) - 2 * done if size else 0

@@ -18,6 +18,16 @@ import soxr
 
 RATE = 16_000  # samples a second, of every waveform in stec.audio
 EXTENSIONS = (".flac", ".wav", ".ogg", ".mp3")
+# Of the subsets of LibriSpeech as published (Panayotov et al. 2015; openslr.org/12).
+UTTERANCES = {
+    "dev-clean": 2703,
+    "dev-other": 2864,
+    "test-clean": 2620,
+    "test-other": 2939,
+    "train-clean-100": 28_539,
+    "train-clean-360": 104_014,
+    "train-other-500": 148_688,
+}
 LAYOUT = "<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac"
 BLOCK = 1 << 18  # frames decoded at a time, so that an hour of 48 kHz stereo never lies in memory as floats
 LONGEST = 1 << 32  # frames; a header that claims more is a lie, or of a stream that never learnt its length
@@ -51,8 +61,9 @@ def find_audio(
 def librispeech(root: Path, *, subsets: Sequence[str] | None = None) -> list[AudioFile]:
     """All utterances of LibriSpeech subsets in the original layout, sorted by their path.
 
-    `root` is the folder LibriSpeech, the folder that holds it, or one subset. A subset may have any name. Raises
-    ValueError where a folder or a named subset is missing, and where a file's name does not fit its folders.
+    `root` is the folder LibriSpeech, the folder that holds it, or one subset. A subset may have any name, and its files
+    may be WAV, OGG or MP3 instead of FLAC. Raises ValueError where a folder or a named subset is missing, where a
+    file's name does not fit its folders, and where `root` (the named subsets, if any) holds audio elsewhere.
     """
     folder = _existing(root)
     found = _subsets(folder)
@@ -65,8 +76,14 @@ def librispeech(root: Path, *, subsets: Sequence[str] | None = None) -> list[Aud
     for name in subsets or ():
         if name not in found:
             raise ValueError(f"{folder} has no subset {name!r}; {_nearest(name, found)}")
-    files = [file for name in sorted(found) if subsets is None or name in subsets for file in _utterances(found[name])]
+    chosen = [found[name] for name in sorted(found) if subsets is None or name in subsets]
+    files = [file for subset in chosen for file in _utterances(subset)]
     _refuse_doubles(files, "name the subsets to take, or remove one")
+    if stray := _strays([folder] if subsets is None else chosen, {file.path.parent for file in files}):
+        cure = "move them elsewhere" + (", or name the subsets to take (--subsets)" if subsets is None else "")
+        raise ValueError(
+            f"{len(stray)} audio files of {folder} do not follow LibriSpeech's layout: {_few(stray)}; {cure}"
+        )
     return files
 
 
@@ -102,8 +119,9 @@ def audio_folder(root: Path, *, speaker: Literal["folder", "none"]) -> list[Audi
 def download_librispeech(root: Path, subset: str) -> Path:
     """Fetch a subset of LibriSpeech (needs a network) into `root/LibriSpeech/<subset>`, and give that folder.
 
-    Archives have 0.3 to 30 GB and are checked by their SHA-256. Does nothing where the folder is there: remove it after
-    an interrupted unpacking. Raises ValueError for an unknown subset and where the download fails.
+    Archives have 0.3 to 30 GB and are checked by their SHA-256. Fetches nothing where the folder is there. Raises
+    ValueError for an unknown subset, where the download fails, and where the folder has fewer utterances than were
+    published, as after an interrupted unpacking.
     """
     from torchaudio.datasets import LIBRISPEECH
 
@@ -116,15 +134,26 @@ def download_librispeech(root: Path, subset: str) -> Path:
             f"cannot fetch {subset} into {folder} ({error}); look at the network and the disk and try again, "
             "or unpack the archive from openslr.org/12 there"
         ) from error
-    return folder / "LibriSpeech" / subset
+    unpacked = folder / "LibriSpeech" / subset
+    held = sum(file.path.suffix.lower() == ".flac" for file in _in_layout(unpacked))
+    if held < UTTERANCES[subset]:
+        raise ValueError(
+            f"{unpacked} holds {held} of the {UTTERANCES[subset]} utterances of {subset}, as after an interrupted "
+            f"download; delete {unpacked} and run it again"
+        )
+    return unpacked
 
 
 def read_audio(path: Path) -> np.ndarray:
     """The samples of an audio file, (n,) int16 at 16 kHz: channels averaged, other rates resampled (soxr, VHQ).
 
     16-bit mono at 16 kHz comes as it is stored. Values beyond full scale are clipped. Raises ValueError where the file
-    is missing, empty, truncated, corrupt or holds values that are no numbers.
+    is missing, empty, truncated, corrupt or holds values that are no numbers, and where its name is not UTF-8.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # soundfile could not open it, nor could most programs print its name
+        raise ValueError(f"the name {str(path)!r} is not UTF-8; rename it, or leave it out (--skip-broken)") from error
     if not path.is_file():
         raise ValueError(f"{path} does not exist; prepare from a folder that holds it")
     if path.stat().st_size == 0:
@@ -210,13 +239,20 @@ def _utterances(subset: Path) -> list[AudioFile]:
 
 
 def _in_layout(subset: Path) -> Iterator[AudioFile]:
-    """The FLAC files two folders below `subset`, whatever their names."""
+    """The audio files two folders below `subset`, whatever their names."""
     for speaker in _folders(subset):
         for chapter in _folders(speaker):
             for entry in _entries(chapter):
-                if entry.name.lower().endswith(".flac"):
+                if entry.name.lower().endswith(EXTENSIONS):
                     path = Path(entry.path)
                     yield AudioFile(path, path.stem, speaker.name, chapter.name)
+
+
+def _strays(roots: Sequence[Path], chapters: set[Path]) -> list[str]:
+    """The audio files below `roots` that do not lie in one of `chapters` itself."""
+    seen = {_identity(chapter) for chapter in chapters}
+    below = [inner for chapter in sorted(chapters) for inner in _folders(chapter)]
+    return sorted(str(path) for folder in (*roots, *below) for path in _walk(folder, seen))
 
 
 def _folders(folder: Path) -> Iterator[Path]:
@@ -234,15 +270,21 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """All audio files below a folder; real folders in `seen` are passed over, so a loop of links ends."""
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
+    identity = _identity(folder)
+    if identity in seen:
         return
-    seen.add((status.st_dev, status.st_ino))
+    seen.add(identity)
     for entry in _entries(folder):
         if entry.is_dir():
             yield from _walk(Path(entry.path), seen)
         elif entry.name.lower().endswith(EXTENSIONS):
             yield Path(entry.path)  # also a link to nothing: it is named when decoded, not passed over
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """What is the same for all links to a folder."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _existing(root: Path) -> Path:

@@ -5,6 +5,7 @@ al. 2019) starts at multiples of 160, which ties a frame's content to the grid o
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -82,7 +83,8 @@ class WindowBatches:
         self.group = group if together != "uniform" else 1
         self.pairs = pairs
         self.steps_done: Callable[[], int] = lambda: 0
-        self._corpus = {"utterances": len(corpus), "samples": int(corpus.lengths.sum())}
+        names = zlib.crc32("\n".join(corpus.utterances).encode())
+        self._corpus = {"utterances": len(corpus), "samples": int(corpus.lengths.sum()), "names": names}
         self._lengths = corpus.lengths
         long_enough = (corpus.lengths >= window).nonzero().flatten()
         self.too_short = len(corpus) - len(long_enough)
@@ -223,10 +225,12 @@ class WindowLoader(Iterable[Windows], Sized):
         self.corpus = corpus
         self.batches = batches
         self.device = None if device is None else torch.device(device)
-        self._starts = corpus.starts
+        starts = corpus.starts
         if self.device is not None:
-            self._starts = corpus.lengths.cumsum(0) - corpus.lengths
+            starts = corpus.lengths.cumsum(0) - corpus.lengths
             self._resident = _resident(corpus, self.device)
+        # Of each utterance a row: one look-up for a batch, since each costs as much as copying a window.
+        self._table = torch.stack((starts, corpus.chapter, corpus.speaker), dim=1)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -234,10 +238,10 @@ class WindowLoader(Iterable[Windows], Sized):
 
     def __iter__(self) -> Iterator[Windows]:
         for utterance, start, start_prime in self.batches:
-            begin = self._starts[utterance]
+            begin, chapter, speaker = self._table[utterance].unbind(dim=1)
             x = self._windows(begin + start)
             x_prime = None if start_prime is None else self._windows(begin + start_prime)
-            labels = (utterance, self.corpus.chapter[utterance], self.corpus.speaker[utterance], start)
+            labels = (utterance, chapter, speaker, start)
             yield Windows(x, x_prime, *(self._place(label) for label in labels))
 
     def _windows(self, starts: Int64[Tensor, " b"]) -> Int16[Tensor, "b n"]:

@@ -271,7 +271,8 @@ class PooledIdentity(InverseModel):
         candidates = negatives(pair, len(u), u.device, self.others)
         everyone = (distributed.gather(u), distributed.gather(v))
         first = distributed.rank() * len(u)
-        return two_way_nce(u, v, self.temperature, everyone=everyone, first=first, candidates=candidates)
+        loss = two_way_nce(u, v, self.temperature, everyone=everyone, first=first, candidates=candidates)
+        return distributed.part_of_mean(loss, candidates.any(dim=1).sum())
 
 
 class FrameIdentity(InverseModel):

@@ -123,12 +123,35 @@ def test_a_second_run_does_nothing_and_a_changed_file_is_seen(tmp_path: Path) ->
     soundfile.write(root / "speaker0" / "u1.flac", np.full(77, 5, dtype=np.int16), 16_000)
     assert not prepare(root, cache).fresh
     assert samples_of(cache) == stored(root)
-    (root / "speaker0" / "u0.flac").unlink()
     soundfile.write(root / "speaker1" / "new.flac", np.full(88, 6, dtype=np.int16), 16_000)
     assert not prepare(root, cache).fresh
     assert samples_of(cache) == stored(root)
     assert len(list(cache.iterdir())) == 2
-    assert not preparing.prepare(audio_folder(root, speaker="none"), cache, workers=1).fresh
+
+
+def test_a_cache_does_not_lose_utterances_or_change_speakers_unasked(tmp_path: Path) -> None:
+    root, cache = speech(tmp_path / "speech"), tmp_path / "cache"
+    prepare(root, cache)
+    before = contents(cache)
+    nobody = audio_folder(root, speaker="none")
+    with pytest.raises(ValueError, match=r"6 of the 6 .*another speaker or chapter, such as u0, u1.*--out.*--replace"):
+        preparing.prepare(nobody, cache, workers=1)
+    elsewhere = [file._replace(chapter="c") if file.utterance == "u3" else file for file in files(root)]
+    with pytest.raises(ValueError, match=r"1 of the 6 .*such as u3;"):
+        preparing.prepare(elsewhere, cache, workers=1)
+    data = (root / "speaker0" / "u1.flac").read_bytes()
+    (root / "speaker0" / "u1.flac").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of the 6 .*such as u1;"):
+        prepare(root, cache, skip_broken=True)
+    assert samples_of(cache).keys() == {f"u{i}" for i in range(6)}
+    (root / "speaker0" / "u1.flac").write_bytes(data)
+    (root / "speaker0" / "u0.flac").unlink()
+    with pytest.raises(ValueError, match=r"1 of the 6 utterances in .*such as u0;"):
+        prepare(root, cache)
+    assert contents(cache)["index.json"] == before["index.json"]
+    prepare(root, cache, replace=True)
+    assert samples_of(cache) == stored(root)
+    preparing.prepare(nobody[1:], cache, workers=1, replace=True)
     assert Corpus.open(cache).speakers == ("",)
 
 
@@ -358,6 +381,17 @@ def test_broken_files_are_all_named_and_left_out_on_request(tmp_path: Path) -> N
     assert not (cache / "broken.txt").exists()
 
 
+def test_a_name_that_is_not_utf8_is_a_broken_file(tmp_path: Path) -> None:
+    root, cache = speech(tmp_path / "speech"), tmp_path / "cache"
+    (root / "speaker1" / "u5.flac").rename(root / "speaker1" / os.fsdecode(b"caf\xe9.flac"))
+    with pytest.raises(ValueError, match=r"1 of the files.*caf\\udce9\.flac'.*rename.*--skip-broken"):
+        prepare(root, cache)
+    done = prepare(root, cache, skip_broken=True)
+    assert (done.utterances, len(done.left_out)) == (5, 1)
+    done.left_out[0].encode()
+    assert prepare(root, cache, skip_broken=True).fresh
+
+
 def test_nothing_but_broken_files(tmp_path: Path) -> None:
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech" / "a.flac").write_bytes(b"")
@@ -408,7 +442,7 @@ def test_folders_that_do_not_serve(tmp_path: Path) -> None:
         prepare(root, tmp_path / "file")
     prepare(root, tmp_path / "cache")
     soundfile.write(tmp_path / "other.flac", np.zeros(9, dtype=np.int16), 16_000)
-    with pytest.raises(ValueError, match="holds a cache of other audio"):
+    with pytest.raises(ValueError, match="6 of the 6 utterances"):
         preparing.prepare([AudioFile(tmp_path / "other.flac", "other", "", "")], tmp_path / "cache", workers=1)
     with pytest.raises(ValueError, match="no audio file"):
         preparing.prepare([], tmp_path / "cache", workers=1)
@@ -450,6 +484,39 @@ def test_caches_that_cannot_be_opened(tmp_path: Path) -> None:
         Corpus.open(cache)
     assert not prepare(tmp_path / "speech", cache).fresh  # and preparing mends it
     assert samples.read_bytes() == whole
+
+
+def test_an_index_without_a_key_is_refused_and_mended(tmp_path: Path) -> None:
+    root, cache = speech(tmp_path / "speech"), tmp_path / "cache"
+    prepare(root, cache)
+    index = json.loads((cache / "index.json").read_text())
+    for key in index:
+        (cache / "index.json").write_text(json.dumps({name: value for name, value in index.items() if name != key}))
+        with pytest.raises(ValueError, match=rf"index\.json .*{key}.*delete .*prepare again"):
+            Corpus.open(cache)
+        assert not prepare(root, cache).fresh
+    assert json.loads((cache / "index.json").read_text()) == index
+
+
+@pytest.mark.parametrize(("key", "change"), [("samples", 1), ("start", 1), ("start", -10_000), ("samples", -10_000)])
+def test_utterances_beyond_the_file_are_refused(tmp_path: Path, key: str, change: int) -> None:
+    cache = tmp_path / "cache"
+    prepare(speech(tmp_path / "speech"), cache)
+    index = json.loads((cache / "index.json").read_text())
+    index[key][5] += change
+    (cache / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json.*u5 .*delete .*prepare again"):
+        Corpus.open(cache)
+
+
+def test_an_index_of_unequal_lists_is_refused(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    prepare(speech(tmp_path / "speech"), cache)
+    index = json.loads((cache / "index.json").read_text())
+    index["speaker"].pop()
+    (cache / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"5 of speaker and 6 of utterance.*delete .*prepare again"):
+        Corpus.open(cache)
 
 
 @pytest.fixture(scope="module")

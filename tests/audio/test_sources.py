@@ -1,6 +1,7 @@
 """Which files a folder of speech holds, and how each kind is decoded, against closed forms."""
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ def save(path: Path, samples: np.ndarray = NOISE, rate: int = RATE, **options: A
     return path
 
 
-def libri(root: Path, *names: str) -> Path:
+def libri(root: Path, *names: str, extension: str = ".flac") -> Path:
     """A folder in LibriSpeech's layout with an utterance for each `subset/speaker-chapter-utterance`."""
     for name in names:
         subset, stem = name.split("/")
         speaker, chapter, _ = stem.split("-")
-        save(root / subset / speaker / chapter / f"{stem}.flac", NOISE[:100])
+        save(root / subset / speaker / chapter / f"{stem}{extension}", NOISE[:100])
     return root
 
 
@@ -186,6 +187,13 @@ def test_no_samples_and_no_length_are_refused(tmp_path: Path) -> None:
         read_audio(path)
 
 
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    path.write_bytes(save(tmp_path / "a.flac").read_bytes())
+    with pytest.raises(ValueError, match=r"caf\\udce9\.flac'.* not UTF-8; rename"):
+        read_audio(path)
+
+
 # --- LibriSpeech
 
 
@@ -235,6 +243,27 @@ def test_renamed_folders_and_doubles_are_refused(tmp_path: Path) -> None:
     assert len(librispeech(tmp_path / "b", subsets=["copy"])) == 1
 
 
+@pytest.mark.parametrize("extension", [".wav", ".ogg", ".mp3", ".flac"])
+def test_the_layout_is_known_whatever_the_extension(tmp_path: Path, extension: str) -> None:
+    libri(tmp_path, "dev-clean/20-3-0001", "dev-clean/21-4-0000", extension=extension)
+    found = find_audio(tmp_path, speaker="folder")
+    assert [file[1:] for file in found] == [("20-3-0001", "20", "3"), ("21-4-0000", "21", "4")]
+
+
+@pytest.mark.parametrize(
+    "stray", ["a.wav", "dev-clean/b.ogg", "dev-clean/20/c.mp3", "dev-clean/20/3/old/20-3-0001.flac"]
+)
+def test_audio_outside_the_layout_is_not_passed_over(tmp_path: Path, stray: str) -> None:
+    libri(tmp_path, "dev-clean/20-3-0001", "dev-other/21-3-0001")
+    (tmp_path / "twice").symlink_to(tmp_path / "dev-other" / "21")  # is seen already
+    assert len(librispeech(tmp_path)) == 2
+    save(tmp_path / stray)
+    for find in (lambda: librispeech(tmp_path), lambda: find_audio(tmp_path, speaker="none")):
+        with pytest.raises(ValueError, match=rf"1 audio files .*layout: {tmp_path / stray}; move"):
+            find()
+    assert len(librispeech(tmp_path, subsets=["dev-other"])) == 1
+
+
 def test_the_real_layout(shared_data: Callable[[str], Path]) -> None:
     found = librispeech(shared_data("LibriSpeech"))
     assert len(found) == 368
@@ -253,6 +282,24 @@ def test_torchaudio_takes_what_the_download_passes() -> None:
 def test_a_subset_that_does_not_exist_is_not_fetched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train-clean-100"):
         download_librispeech(tmp_path, "train-clean-10")
+
+
+@pytest.mark.parametrize(("held", "complete"), [(1, False), (2702, False), (2703, True)])
+def test_a_download_that_was_interrupted_is_refused(tmp_path: Path, held: int, complete: bool) -> None:
+    folder = tmp_path / "LibriSpeech" / "dev-clean"
+    (folder / "1" / "2").mkdir(parents=True)  # torchaudio fetches nothing where it is there
+    for i in range(held):
+        (folder / "1" / "2" / f"1-2-{i:04}.flac").touch()
+    if complete:
+        assert download_librispeech(tmp_path, "dev-clean") == folder
+        return
+    with pytest.raises(ValueError, match=rf"{folder} holds {held} of the 2703 .*delete {folder} and run"):
+        download_librispeech(tmp_path, "dev-clean")
+
+
+def test_all_of_librispeech_has_so_many_utterances() -> None:
+    train = sum(count for name, count in sources.UTTERANCES.items() if name.startswith("train"))
+    assert (train, sum(sources.UTTERANCES.values())) == (281_241, 292_367)
 
 
 # --- any folder

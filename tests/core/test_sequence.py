@@ -272,6 +272,43 @@ def test_pooled_identity_is_the_two_way_softmax_of_means() -> None:
     assert torch.allclose(model(two, None, pair(4)), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("t", [6, 7])
+def test_one_view_is_its_first_and_its_last_half(t: int) -> None:
+    """Of 7 frames the first 3 and the last 3; frames and switch ask context of the first, latents of the last."""
+    b, half, models = 4, t // 2, insensitive()
+    context, latents = features(b, t).x
+    first, last = slice(0, half), slice(t - half, t)
+
+    pooled, frames, switch = models["pooled"], models["frames"], models["switch"]
+    for part, pooling in (("context", "mean"), ("context", "last"), ("latents", "mean")):
+        view = context if part == "context" else latents
+        halves = [sum(view[:, i] for i in range(s.start, s.stop)) / half for s in (first, last)]
+        if pooling == "last":
+            halves = [view[:, half - 1], view[:, t - 1]]
+        projector = pooled.projector if part == "context" else frames.latent_head
+        model = PooledIdentity(projector, temperature=0.5, part=part, pooling=pooling)  # type: ignore[arg-type]
+        u, v = (nn.functional.normalize(projector(stretch), dim=1) for stretch in halves)
+        logits = u @ v.T / 0.5
+        expected = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
+        assert value(model(features(b, t), None, pair(b))) == pytest.approx(value(expected), rel=1e-12), (part, pooling)
+
+    q, z = frames.context_head(context)[:, first], frames.latent_head(latents)[:, last]
+    surprises = []
+    for i in range(b):
+        for s in range(half):
+            negative = sum(torch.exp(q[i, s] @ z[j, u]) for j in range(b) if j != i for u in range(half))
+            surprises += [-torch.log((p := torch.exp(q[i, s] @ z[i, u])) / (p + negative)) for u in range(half)]
+    expected = torch.stack(surprises).mean()
+    assert value(frames(features(b, t), None, pair(b))) == pytest.approx(value(expected), rel=1e-12)
+
+    objects = switch.context_head(context[:, first].mean(dim=1)) / math.sqrt(6)
+    z = switch.latent_head(latents)[:, last]
+    scores = torch.stack([torch.stack([z[i] @ objects[m] for i in range(b)]) for m in range(b)])
+    same = torch.eye(b, dtype=torch.bool)
+    expected = -(scores[same].sigmoid().log().mean() + (-scores[~same]).sigmoid().log().mean()) / 2
+    assert value(switch(features(b, t), None, pair(b))) == pytest.approx(value(expected), rel=1e-12)
+
+
 def test_rows_of_one_object_are_no_negatives_of_each_other() -> None:
     """Equal rows 0 and 1 of the same object: left out, they cost nothing; told apart, log 2."""
     u = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -299,7 +336,7 @@ def test_other_groups_and_same_group_share_out_the_negatives(form: str) -> None:
         model.others = others  # type: ignore[assignment]
         loss = value(model(features(views=2), None, speakers))
         if form == "pooled":
-            expected = sum(math.log(1 + n) for n in count) / 4
+            expected = sum(math.log(1 + n) for n in count if n) / sum(n > 0 for n in count)
         elif form == "frames":
             expected = sum(math.log(1 + n * t) for n in count if n) / sum(n > 0 for n in count)
         else:

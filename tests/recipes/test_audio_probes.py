@@ -21,6 +21,7 @@ from recipes.audio import compare, measure, phones, presets, quickstart, speaker
 from recipes.audio.measure import Frames, encoder_frames, label_frames, majority, probe_phones, surprise
 from recipes.audio.run import load_learner
 from recipes.audio.run import pretrain as train
+from recipes.results import table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.features import FrameFeatures
@@ -532,10 +533,52 @@ def test_presets_are_compared_over_seeds_and_nothing_is_done_twice(
     call(compare.main, words, monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
     assert [line for line in capsys.readouterr().out.splitlines() if line in lines] == lines
+
     assert records.read(tmp_path / "all.json") == found
 
     with pytest.raises(ValueError, match=r"small-cpc-seed0 holds a run with other settings; give another --runs"):
         call(compare.main, words.replace("--epochs 1", "--epochs 2"), monkeypatch)
+
+    # The same runs with another question are no answer to it.
+    other = words.replace(str(test_split), str(write_split(tmp_path / "fewer.txt", test_split.read_text().split()[:4])))
+    with pytest.raises(ValueError, match=r"was probed with other labels, splits or corpora; .*asked\.json"):
+        call(compare.main, other, monkeypatch)
+
+
+def test_the_supervised_baseline_learns_from_no_label_it_is_tested_on(speech: Speech, tmp_path: Path) -> None:
+    arguments = compare.Arguments(
+        ("small-supervised",), speech.cache, labels=speech.labels, train_split=speech.train, test_split=speech.test
+    )
+    assert compare.configure(arguments, "small-supervised", 0).split == speech.train
+    task = phones.read_task(phones.Arguments(Path(), speech.cache, speech.labels, speech.train, speech.test))
+    names = list(task.corpus.utterances)
+    record = {"utterances": names, "speakers": ["1"] * len(names), "config": {"supervised": True}}
+    with pytest.raises(ValueError, match=r"learnt from the labels of \d+ test utterances; train it with --split"):
+        phones.seen(record, task)
+    phones.seen({**record, "config": {"supervised": False}}, task)
+
+
+def test_rows_of_the_table_keep_apart_what_differs() -> None:
+    """Two presets of one method, two stages of one protocol, and runs of one row that differ in a setting."""
+
+    def of(preset: str, value: float, *, stage: str = "speakers", steps: int = 12) -> records.Record:
+        result = records.Result("speaker accuracy", value, "frame", {"layer": "context"})
+        return records.record(
+            method="CPC",
+            preset=preset,
+            data="",
+            seed=0,
+            seconds=None,
+            results=[result],
+            settings={"steps": steps},
+            stage=stage,
+        )
+
+    text = table.speech([of("cpc", 0.6), of("gim", 0.2), of("gim", 0.9, stage="phones")])
+    assert "| CPC (cpc) | 1 | 60.0 |  |" in text
+    assert "| CPC (gim) | 1 | 20.0 | 90.0 |" in text
+    with pytest.raises(ValueError, match="runs of CPC differ in steps"):
+        table.speech([of("cpc", 0.6), of("cpc", 0.6, steps=4)])
 
 
 @pytest.mark.usefixtures("tiny_presets")

@@ -188,7 +188,7 @@ def test_images_and_speech_do_not_take_each_others_checkpoints(run: Path, tmp_pa
         load_learner(outcome.checkpoint)
     with pytest.raises(ValueError, match="not of speech"):
         main(["--resume", str(tmp_path / "images")])
-    with pytest.raises(ValueError, match="configuration"):
+    with pytest.raises(ValueError, match="is no checkpoint of images"):
         load_images(newest(run))
 
 
@@ -423,10 +423,15 @@ def test_the_labels_of_frames_replace_those_of_windows() -> None:
         ({"split": Path("nowhere")}, "nowhere"),
         ({"window": 100_000}, "no utterance of .* has a window of 100000 samples, the longest has"),
         ({"batch_size": 32}, "less than a batch of 32; choose a smaller batch size"),
-        ({"window": 1_600}, "12 steps ahead need more than 10 frames"),
-        ({"batch_size": 6}, "do not come in groups of 4"),
+        ({"window": 1_600}, "12 steps ahead in windows of 1600 samples, which are 10 frames"),
+        ({"batch_size": 6}, "no multiple of --batch-group 4"),
         ({"samples": 0}, "samples is 0"),
         ({"temperature": 0.0, "time_insensitive": "pooled"}, "temperature is 0.0"),
+        ({"others": "other groups"}, "--others belong to the second model"),
+        ({"labels": Path("labels.txt")}, "learnt from by the supervised baseline alone"),
+        ({"negatives": "same group"}, "--together speaker"),
+        ({"time_insensitive": "frames", "together": "utterance"}, "would have no negatives"),
+        ({"steps": 0}, "0 steps ahead"),
         ({"epochs": 0}, "epochs is 0"),
         ({"warmup_epochs": 2}, "2 warm-up epochs of 2"),
         ({"negatives": "sequence", "own_sequence": False}, "are none; choose one of the two"),
@@ -462,7 +467,7 @@ def test_models_that_ask_who_speaks_need_a_corpus_that_knows(speech: Speech, tmp
         ({"time_insensitive": "pooled", "object": "speaker"}, "--object speaker"),
         ({"time_insensitive": "switch", "object": "chapter"}, "--object chapter"),
         ({"time_insensitive": "pooled", "others": "other groups"}, "--others 'other groups'"),
-        ({"negatives": "same group"}, "--negatives 'same group'"),
+        ({"negatives": "same group", "together": "speaker"}, "--negatives 'same group'"),
         ({"together": "speaker"}, "does not know who speaks"),
     ):
         with pytest.raises(ValueError, match=f"{words}.*--speaker folder"):

@@ -36,7 +36,9 @@ def test_a_summary_with_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 broken files left out, such as bob/torn.flac is truncated" in said
     recipe.main([*arguments, "--skip-broken"])
     assert "nothing was to do" in capsys.readouterr().out
-    recipe.main([*arguments, "--skip-broken", "--speaker", "none"])
+    with pytest.raises(ValueError, match="--replace"):
+        recipe.main([*arguments, "--skip-broken", "--speaker", "none"])
+    recipe.main([*arguments, "--skip-broken", "--speaker", "none", "--replace"])
     assert "no speakers known" in capsys.readouterr().out
     assert Corpus.open(out).utterances == ("1", "2", "3")
 
@@ -60,6 +62,15 @@ def test_what_is_downloaded_is_prepared(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(recipe, "download_librispeech", fetched)
     recipe.main([str(tmp_path / "data"), "--out", str(tmp_path / "cache"), "--download", "dev-clean"])
     assert Corpus.open(tmp_path / "cache").utterances == ("1-2-0000",)
+
+
+def test_an_incomplete_subset_is_not_prepared(tmp_path: Path) -> None:
+    path = tmp_path / "LibriSpeech" / "dev-clean" / "1" / "2" / "1-2-0000.flac"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, np.full(500, 7, dtype=np.int16), 16_000)
+    with pytest.raises(ValueError, match="holds 1 of the 2703 utterances"):
+        recipe.main([str(tmp_path), "--out", str(tmp_path / "cache"), "--download", "dev-clean"])
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_interruption_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

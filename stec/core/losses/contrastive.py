@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stec.core.losses.action import mean_over_valid
+
 # Logits held at once, in elements. 16 MiB of float32 stay in the cache of a processor; a GPU wants larger products.
 CPU_BLOCK = 1 << 22
 GPU_BLOCK = 1 << 26
@@ -149,8 +151,9 @@ def two_way_nce(
     """Each u against its partner among the v, and each v among the u: the mean of both, in nats.
 
     Similarity is the cosine over `temperature`. Unlike `nt_xent`, no u is a candidate for a u (as in COLA, Saeed et al.
-    2021). `candidates` tells which rows of the other side count beside the partner, which always does. `everyone` and
-    `first` as in `nt_xent`. The b x m matrix is held.
+    2021). `candidates` tells which rows of the other side count beside the partner, which always does; a row without
+    any does not count, and a batch without any gives 0. `everyone` and `first` as in `nt_xent`. The b x m matrix is
+    held.
 
     Collapsed features give log b.
 
@@ -160,6 +163,9 @@ def two_way_nce(
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; need a positive value")
     partner = torch.arange(first, first + len(u), device=u.device)
+    counted = torch.ones(len(u), dtype=torch.bool, device=u.device)
+    if candidates is not None:
+        counted = candidates.scatter(1, partner[:, None], False).any(dim=1)
     losses = []
     for queries, keys in zip((u, v), (v, u) if everyone is None else everyone[::-1]):
         with torch.autocast(device_type=u.device.type, enabled=False):
@@ -167,5 +173,5 @@ def two_way_nce(
             logits = F.normalize(queries.to(wide), dim=1) @ F.normalize(keys.to(wide), dim=1).T / temperature
         if candidates is not None:
             logits = logits.masked_fill(~candidates.scatter(1, partner[:, None], True), -torch.inf)
-        losses.append(F.cross_entropy(logits, partner))
-    return (losses[0] + losses[1]) / 2
+        losses.append(F.cross_entropy(logits, partner, reduction="none"))
+    return mean_over_valid((losses[0] + losses[1]) / 2, counted)
