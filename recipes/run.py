@@ -232,5 +232,8 @@ def fit(
     try:
         trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:  # what lightning makes of Ctrl+C
-        raise KeyboardInterrupt(f"interrupted; go on with --resume {folder}") from None
-    return Path(saver.best_model_path), time.monotonic() - start
+        kept = any((folder / "checkpoints").glob("*.ckpt"))
+        cure = f"go on with --resume {folder}" if kept else "before the first checkpoint: start again"
+        raise KeyboardInterrupt(f"interrupted; {cure}") from None
+    # Not the saver's own word: after a run that was finished before, it names the last but one.
+    return last_checkpoint(folder), time.monotonic() - start

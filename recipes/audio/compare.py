@@ -51,6 +51,7 @@ class Arguments:
 def configure(arguments: Arguments, name: str, seed: int) -> Config:
     """A preset with the arguments' overrides."""
     config = preset(name)
+    epochs = arguments.epochs or config.epochs
     return dataclasses.replace(
         config,
         seed=seed,
@@ -58,7 +59,8 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
         # The supervised baseline must not learn from the labels it is tested on.
         split=arguments.train_split if config.supervised else arguments.split,
         labels=arguments.labels if config.supervised else None,
-        epochs=arguments.epochs or config.epochs,
+        epochs=epochs,
+        warmup_epochs=min(config.warmup_epochs, epochs - 1),
     )
 
 

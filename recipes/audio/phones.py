@@ -99,7 +99,10 @@ def read_task(arguments: Arguments) -> Task:
     corpus = Corpus.open(arguments.corpus)
     labels = read_cpc_labels(arguments.labels, classes=len(names) or None)
     train, test = read_split(arguments.train_split), read_split(arguments.test_split)
-    check_splits(train, test)
+    try:
+        check_splits(train, test)
+    except ValueError as error:
+        raise ValueError(f"{arguments.train_split} and {arguments.test_split}: {error}") from error
     chosen = []
     for path, split in ((arguments.train_split, train), (arguments.test_split, test)):
         try:
@@ -134,7 +137,7 @@ def seen(record: Mapping[str, Any], task: Task) -> dict[str, object]:
             "with --split, the training split"
         )
     for split, check in checks.items():
-        say(f"pretraining has seen of the {split} split: {check}")
+        say(f"pretraining has seen, of the {split} split, {check}")
     return {f"pretraining saw of {split}": str(check) for split, check in checks.items()}
 
 

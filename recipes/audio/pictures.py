@@ -102,7 +102,7 @@ def draw_all(task: "Task", frames: Frames, probe: PhoneProbe, *, names: Sequence
         title=title,
         path=paths[1],
     )
-    draw_accuracies(probe.results, path=paths[2])
+    draw_accuracies([r for r in probe.results if r.metric == "phone accuracy"], path=paths[2])
     return paths
 
 
@@ -111,7 +111,7 @@ def best_linear(probe: PhoneProbe) -> str:
     shares = {
         name: float(probe.counts[name].correct[name].sum() / probe.counts[name].total.sum())
         for name, head in probe.heads.heads.items()
-        if head.hidden is None
+        if head.hidden is None and name in probe.counts  # not those that read speakers
     }
     return max(shares, key=lambda name: shares[name])
 

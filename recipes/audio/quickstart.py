@@ -1,6 +1,6 @@
 """Speech in six minutes on two cores, no download: python -m recipes.audio.quickstart.
 
-Synthesises a phone-labelled corpus (espeak-ng: pip install "stec[synthesis]"), prepares it, pretrains CPC with and
+Synthesises a phone-labelled corpus (espeak-ng: pip install -e ".[synthesis]"), prepares it, pretrains CPC with and
 without the time-insensitive identity model, reads phones and speakers off frozen features beside the commonest phone,
 MFCC and the untrained encoder, and draws what was read. Writes runs/quickstart-audio/.
 """
@@ -18,6 +18,7 @@ from recipes.audio.presets import preset
 from recipes.audio.run import pretrain
 from recipes.run import make_folder
 from recipes.terminal import say, table
+from stec.audio.espeak import version
 from stec.audio.preparing import prepare
 from stec.audio.sources import find_audio
 from stec.audio.synthetic_corpus import write_corpus
@@ -33,7 +34,7 @@ class Arguments:
     out: Path = Path("runs/quickstart-audio")  # made anew
     speakers: int = 10
     minutes: float = 12.0  # of speech
-    epochs: int = 12
+    epochs: int = 24
     seed: int = 0
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.audio.quickstart", description=__doc__)
     start = time.monotonic()
+    version()  # says what to install, before anything is written
     out = arguments.out
     make_folder(out, mark=".quickstart-audio", own=OWN)
     say(f"synthesising {arguments.minutes:g} minutes of {arguments.speakers} speakers")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,28 @@ def precision(config: Config) -> Precision:
     return "bf16-mixed" if "avx512_bf16" in flags or "amx_bf16" in flags else "32-true"
 
 
+def chance(config: Config) -> str:
+    """The surprise of a blank context, where it does not depend on who speaks: what the loss is to be compared with."""
+    if config.supervised or config.negatives == "same group" or not config.own_sequence:
+        return ""
+    windows = {"sequence": 1, "batch group": min(config.batch_group, config.batch_size), "all": config.batch_size}
+    frames = networks.encoder(config).frames(config.window)
+    candidates = windows[config.negatives] * frames if config.samples is None else 1 + config.samples
+    return f"; chance is log {candidates} = {math.log(candidates):.3f} nats"
+
+
 def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[Corpus, str]:
     """The utterances to train on, and a line on them. ValueError where there are none."""
     if config.corpus is None:
         raise ValueError("where is the speech? give --corpus CACHE, made by python -m recipes.audio.prepare")
     corpus = Corpus.open(config.corpus)
-    note = f"{len(corpus):,} utterances, {corpus.hours:.1f} h"
+    note = f"{len(corpus):,} utterances, {corpus.hours:.2f} h"
     if config.split is None and labels is None:
         return corpus, note
     split = read_split(config.split) if config.split else corpus.utterances
     chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances if labels is None else labels)
     corpus = corpus.subset(chosen.names)
-    return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.1f} h"
+    return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.2f} h"
 
 
 def check_config(config: Config) -> None:
@@ -225,7 +236,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
         progress.headline(
             f"{method(config)} ({config.preset}): {note}{short}; {config.channels} channels, "
             f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, "
-            f"{config.epochs * len(batches):,} updates, {config.precision}"
+            f"{config.epochs * len(batches):,} updates, {config.precision}{chance(config)}"
         )
         checkpoint, seconds = fit(
             learner,

@@ -206,7 +206,7 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     fold = deal(speaker, arguments.folds, seed=arguments.seed)
     who = {**dict(zip(record["utterances"], record["speakers"])), **names_of(corpus)}
     saw = str(overlap_with(record["utterances"], corpus.utterances, speakers=who))
-    say(f"pretraining has seen of these: {saw}")
+    say(f"pretraining has seen, of these, {saw}")
     assert isinstance(learner.encoder, CPCEncoder)
     sources: dict[str, Callable[[], Frames]] = {}
     if arguments.baselines:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from stec.audio.sources import RATE
+
 VERSION = 1  # of the cache's format
 INDEX = "index.json"  # names the file of samples and tells what is where in it
 # Lists of an index, with an item for each utterance; and all that a whole index has.
@@ -156,6 +158,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is torn or not of this package ({error}); delete {folder}, prepare again") from error
     if version != VERSION:
         raise ValueError(f"{folder} is a cache of version {version}, this stec reads {VERSION}; prepare it again")
+    if index.get("rate", RATE) != RATE:
+        raise ValueError(f"{folder} holds audio at {index['rate']} Hz, stec works at {RATE}; prepare it again")
     if fault := _fault(index):
         raise ValueError(f"{file} {fault}; delete {folder} and prepare again")
     return index

@@ -176,7 +176,7 @@ def _paths() -> tuple[Path, Path]:
         loader = importlib.import_module("espeakng_loader")
         library, data = Path(loader.get_library_path()), Path(loader.get_data_path())
     except (ImportError, RuntimeError) as error:
-        raise ValueError(f'speech synthesis needs espeak-ng ({error}): pip install "stec[synthesis]"') from error
+        raise ValueError(f'speech synthesis needs espeak-ng ({error}): pip install -e ".[synthesis]"') from error
     return library, data
 
 

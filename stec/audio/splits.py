@@ -48,7 +48,7 @@ class SplitCheck:
 
     def __str__(self) -> str:
         return (
-            f"pretraining has seen {self.seen_utterances:,} of {self.utterances:,} utterances "
+            f"{self.seen_utterances:,} of {self.utterances:,} utterances "
             f"and {self.seen_speakers:,} of {self.speakers:,} speakers"
         )
 
@@ -62,7 +62,7 @@ def overlap_with(
     Raises ValueError for an utterance without a speaker in `speakers`.
 
     >>> print(overlap_with(["84-1-0", "84-1-1"], ["84-1-1", "84-1-2", "99-1-0"]))
-    pretraining has seen 1 of 3 utterances and 1 of 2 speakers
+    1 of 3 utterances and 1 of 2 speakers
     """
 
     def speakers_of(names: Sequence[str]) -> set[str]:

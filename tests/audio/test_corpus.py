@@ -479,6 +479,9 @@ def test_caches_that_cannot_be_opened(tmp_path: Path) -> None:
     (cache / "index.json").write_text(json.dumps({**index, "version": 0}))
     with pytest.raises(ValueError, match="version 0, this stec reads 1"):
         Corpus.open(cache)
+    (cache / "index.json").write_text(json.dumps({**index, "rate": 8000}))
+    with pytest.raises(ValueError, match="holds audio at 8000 Hz, stec works at 16000"):
+        Corpus.open(cache)
     (cache / "index.json").write_text(json.dumps(index)[:50])
     with pytest.raises(ValueError, match="torn"):
         Corpus.open(cache)

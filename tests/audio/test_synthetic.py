@@ -122,9 +122,9 @@ def test_missing_espeak_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, t
 
     espeak._paths.cache_clear()
     monkeypatch.setattr("stec.audio.espeak.importlib.import_module", missing)
-    with pytest.raises(ValueError, match=r'pip install "stec\[synthesis\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[synthesis\]"'):
         speak("Hello.", accent="en", variant="f1")
-    with pytest.raises(ValueError, match=r'pip install "stec\[synthesis\]"'):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[synthesis\]"'):
         write_corpus(tmp_path / "corpus", **SMALL)
     espeak._paths.cache_clear()
     assert not any(tmp_path.iterdir())

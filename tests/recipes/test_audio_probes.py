@@ -104,8 +104,8 @@ def test_phones_of_tones_are_read_and_written_down(
 
     # What pretraining saw is said, and stands in the record.
     said = capsys.readouterr().out
-    assert "of the train split: pretraining has seen 21 of 21 utterances and 3 of 3 speakers" in said
-    assert "of the test split: pretraining has seen 0 of 3 utterances and 3 of 3 speakers" in said
+    assert "of the train split, 21 of 21 utterances and 3 of 3 speakers" in said
+    assert "of the test split, 0 of 3 utterances and 3 of 3 speakers" in said
     details = by_method["CPC"].results[0].details
     assert "0 of 3 utterances" in str(details["pretraining saw of test"])
     assert details["input"] == "utterances"
@@ -526,7 +526,7 @@ def test_presets_are_compared_over_seeds_and_nothing_is_done_twice(
     assert kinds >= {(m, s, k) for m in ("CPC", pooled) for s in ("phones", "speakers", "surprise") for k in (0, 1)}
     assert kinds >= {(m, "phones", k) for m in ("majority", "MFCC", "untrained") for k in (0, 1)}
     (held,) = [r for r in found if (r.method, r.stage, r.seed) == ("CPC", "surprise", 1)]
-    assert "seen 0 of 5 utterances" in str(held.results[0].details["pretraining saw"])
+    assert "0 of 5 utterances" in str(held.results[0].details["pretraining saw"])
     assert held.results[0].details["windows"] == 4 * 4  # passes, and groups of 2 of the 5
 
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
@@ -556,6 +556,18 @@ def test_the_supervised_baseline_learns_from_no_label_it_is_tested_on(speech: Sp
     with pytest.raises(ValueError, match=r"learnt from the labels of \d+ test utterances; train it with --split"):
         phones.seen(record, task)
     phones.seen({**record, "config": {"supervised": False}}, task)
+
+
+def test_phones_and_speakers_are_read_in_one_pass_and_drawn(checkpoint: Path, speech: Speech, tmp_path: Path) -> None:
+    """On splits that share speakers: the training split cut in two."""
+    names = speech.train.read_text().split()
+    cut = write_split(tmp_path / "a.txt", names[::2]), write_split(tmp_path / "b.txt", names[1::2])
+    arguments = phones.Arguments(checkpoint, speech.cache, speech.labels, *cut, speakers=True, pictures=tmp_path / "p")
+    (found,) = phones.evaluate(dataclasses.replace(arguments, out=tmp_path / "results.json"))
+    frame = [r for r in found.results if r.metric == "speaker accuracy"]
+    assert [(r.protocol, r.details["layer"]) for r in frame] == [("frame", "context"), ("frame", "latents")]
+    assert all(1 / len(PITCHES) < r.value <= 1 for r in frame)
+    assert len(list((tmp_path / "p").glob("*.png"))) == 3
 
 
 def test_rows_of_the_table_keep_apart_what_differs() -> None:
@@ -591,7 +603,7 @@ def test_an_interrupted_comparison_is_taken_up(
     whole = load_checkpoint(newest(folder)).weights
     (result, _) = records.read(folder / "results.json")[0].results
     # Nothing is held out of this call, and the record says so.
-    assert "seen 24 of 24 utterances" in str(result.details["pretraining saw"])
+    assert "24 of 24 utterances" in str(result.details["pretraining saw"])
     for path in (folder / "done", folder / "results.json", folder / "checkpoints" / "step=6.ckpt"):
         path.unlink()
     call(compare.main, words, monkeypatch)

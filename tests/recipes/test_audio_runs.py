@@ -31,7 +31,7 @@ from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader, Windows
 from stec.core.actions import ViewPair
 from stec.core.checkpoints import load_checkpoint
-from stec.core.learner import NonFiniteLoss
+from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.objective import Features, encode
 from stec.core.sequence import TransformerPredictor
 
@@ -479,3 +479,24 @@ def test_a_split_of_another_corpus(speech: Speech, tmp_path: Path) -> None:
     split = write_split(tmp_path / "split.txt", ["84-1-0001", "84-1-0002"])
     with pytest.raises(ValueError, match="of 2 utterances of the split none has both"):
         train(tiny(speech, split=split), tmp_path / "run", quiet=True)
+
+
+def test_a_finished_run_names_its_last_checkpoint(speech: Speech, tmp_path: Path) -> None:
+    """Also where `checkpoint_every` does not divide the epochs, and the end is saved apart."""
+    config = dataclasses.replace(tiny(speech), epochs=3, checkpoint_every=2)
+    first = train(config, tmp_path / "run", quiet=True)
+    again = train(read_config(tmp_path / "run"), tmp_path / "run", resume=True, quiet=True)
+    assert again.checkpoint == first.checkpoint == newest(tmp_path / "run")
+
+
+def test_an_interruption_before_the_first_checkpoint_does_not_promise_one(
+    speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "training_step", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="before the first checkpoint: start again"):
+        train(tiny(speech), tmp_path / "run", quiet=True)
+    monkeypatch.undo()
+    train(tiny(speech), tmp_path / "run", quiet=True)
