@@ -31,7 +31,7 @@ class SpeechPairs:
         return ViewPair(
             _float(windows.x),
             None if windows.x_prime is None else _float(windows.x_prime),
-            action=windows.x.new_zeros((b, 0), dtype=torch.float32),
+            action=torch.empty((b, 0), device=ids.device),
             valid=torch.ones(b, dtype=torch.bool, device=ids.device),
             label=windows.speaker,
             object=ids,
