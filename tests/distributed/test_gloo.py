@@ -59,7 +59,7 @@ def gradients(pair: ViewPair) -> tuple[list[Tensor], Tensor]:
 def part_of_objective(rank: int) -> dict[str, list[Tensor]]:
     """What DistributedDataParallel computes: the mean over processes of each one's gradient."""
     pair = joined_pair()
-    mine = ViewPair(*(part.chunk(WORLD)[rank] for part in pair))
+    mine = ViewPair(*(None if part is None else part.chunk(WORLD)[rank] for part in pair))
     grads, terms = gradients(mine)
     for value in (*grads, terms):
         dist.all_reduce(value)
