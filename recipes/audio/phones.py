@@ -144,7 +144,7 @@ def seen(record: Mapping[str, Any], task: Task) -> dict[str, object]:
 def probe(arguments: Arguments, task: Task, frames: Frames) -> PhoneProbe:
     """All heads of one set of features."""
     with EpochProgress(reading="training heads") as progress:
-        return probe_phones(
+        found = probe_phones(
             frames,
             task.labels,
             task.train,
@@ -159,6 +159,8 @@ def probe(arguments: Arguments, task: Task, frames: Frames) -> PhoneProbe:
             speakers=speakers_of(task.corpus) if arguments.speakers else None,
             progress=progress.reading,
         )
+    results = [dataclasses.replace(r, details={**r.details, "input": arguments.context}) for r in found.results]
+    return dataclasses.replace(found, results=results)
 
 
 def names_of(corpus: Corpus) -> dict[str, str]:
@@ -235,7 +237,7 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     frames = encode_frames(arguments, task, learner.encoder)
     result = probe(arguments, task, frames)
     counts[method(config)] = result.counts
-    results = [dataclasses.replace(r, details={**r.details, **saw, "input": arguments.context}) for r in result.results]
+    results = [dataclasses.replace(r, details={**r.details, **saw}) for r in result.results]
     stage = stage_of(arguments)
     found.append(record_of(config, results, seconds=seconds, stage=stage, data=data_of(task)))
     records.update(found, out)

@@ -120,14 +120,9 @@ def _check_alike(method: str, found: Sequence[records.Record]) -> None:
     """ValueError where records that a mean would be taken over differ in more than the seed."""
     first = found[0].settings
     for record in found:
-        for name in (
-            "seed",
-            "resumed",
-            "precision",
-        ):  # "auto" and what it stands for are written alike in older records
-            if name in first and name in record.settings:
-                record = dataclasses.replace(record, settings={**record.settings, name: first[name]})
-        differ = [key for key in first if record.settings.get(key) != first[key]]
+        differ = [key for key in first if key not in ("seed", "resumed") and record.settings.get(key) != first[key]]
+        if "precision" in differ and "auto" in (first["precision"], record.settings.get("precision")):
+            differ.remove("precision")  # older records name no more than "auto"
         if differ and method not in ("majority", "MFCC"):
             raise ValueError(f"runs of {method} differ in {', '.join(differ)}; keep them in different files")
 

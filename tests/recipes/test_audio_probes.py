@@ -591,6 +591,12 @@ def test_rows_of_the_table_keep_apart_what_differs() -> None:
     assert "| CPC (gim) | 1 | 20.0 | 90.0 |" in text
     with pytest.raises(ValueError, match="runs of CPC differ in steps"):
         table.speech([of("cpc", 0.6), of("cpc", 0.6, steps=4)])
+    wide, narrow, either = (
+        dataclasses.replace(of("cpc", 0.6), settings={"precision": p}) for p in ("32-true", "bf16-mixed", "auto")
+    )
+    table.speech([narrow, either])
+    with pytest.raises(ValueError, match="runs of CPC differ in precision"):
+        table.speech([narrow, wide])
 
 
 @pytest.mark.usefixtures("tiny_presets")
