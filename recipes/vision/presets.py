@@ -12,6 +12,7 @@ from typing import Literal
 from stec.vision.views import CROP_FLIP, SIMCLR_CIFAR, SIMCLR_IMAGENET, SIMCLR_STL, Augmentation
 
 Data = Literal["rendered", "cifar10", "cifar100", "stl10", "imagenet", "folder"]
+Identity = Literal["simclr", "relic", "relicv2", "byol", "simsiam", "vicreg", "moco", "barlow"]
 Action = Literal["exact", "official", "allocentric", "augself"]
 
 
@@ -29,6 +30,7 @@ class Config:
     lr: float  # peak, for the whole batch
     lambda_manip: float  # weight of the manipulation term; 0 leaves the model out, which is SimCLR
     action: Action  # the label: the efference copy's exact quotient, the released code's, or an ablation's
+    identity: Identity = "simclr"  # the identity-related inverse model
     manipulation: Literal["binned", "regressed"] = "binned"  # Eq. 3, or the L2 ablation of Fig. 3A
     root: Path | None = None  # where the data lie; "rendered" needs none
     limit: int | None = None  # this many training images, classes balanced; all by default
@@ -36,6 +38,18 @@ class Config:
     width: int = 64  # channels of the first stage
     projection_hidden: int = 512  # code: hidden_mlp
     projection_out: int = 128  # code: feat_dim
+    projection_layers: int = 2  # linear layers of the projector
+    predictor_hidden: int = 512  # of BYOL's, SimSiam's and ReLIC's predictor
+    momentum: float | None = None  # of the momentum encoder at the start, rising to 1; none: the online network itself
+    alpha: float = 1.0  # ReLIC: weight of the KL divergence
+    queue: int = 4096  # MoCo: keys kept as negatives
+    lambda_reg: float = 1.0  # VICReg: weight of L_reg = variance_weight * variance + covariance
+    variance_weight: float = 25.0  # VICReg: mu
+    redundancy: float = 0.0051  # Barlow Twins: weight of the off-diagonal terms
+    large_views: int = 2  # ReLICv2: whole views, each pair of which is compared
+    small_views: int = 0  # ReLICv2: small crops, compared with each large view
+    small_size: int | None = None  # their pixels; half of the large views' by default
+    small_scale: tuple[float, float] = (0.05, 0.14)  # their area over the image's
     manipulation_hidden: int = 512  # code: manip_hidden_mlp
     bins: int = 6  # K of Eq. 3 (code)
     batch_size: int = 1024  # code, over all processes

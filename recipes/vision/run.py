@@ -35,6 +35,7 @@ def from_plain(settings: dict[str, Any], root: Path | None) -> Config:
     try:
         law: dict[str, Any] = settings["augmentation"]
         tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in law.items()}
+        settings = {key: tuple(item) if isinstance(item, list) else item for key, item in settings.items()}
         return Config(**{**settings, "augmentation": Augmentation(**tuples), "root": root})
     except (TypeError, KeyError) as error:
         raise ValueError(f"this configuration is of another version of stec: {error}") from error
@@ -98,6 +99,7 @@ def build_learner(
         warmup_steps=config.warmup_epochs * steps_per_epoch,
         total_steps=config.epochs * steps_per_epoch,
         seed=config.seed,
+        target_momentum=config.momentum,
         probe=OnlineProbe(feature_dim, classes) if classes > 1 else None,
         probe_lr=min(config.lr, 0.04),  # of the released code's linear fit: LARS's rates would blow plain SGD up
         channels_last=True,

@@ -14,13 +14,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
+class MoreViews(NamedTuple):
+    """Views beside x and x' (multi-crop), and the actions among all v of them: 0 is x, 1 is x', then `views` in order.
+
+    The first `large` views are of x's shape, and a momentum encoder sees them too; the small ones after them it never
+    sees. `action[i, j]` turns view i into view j; `valid[i, j]` as in ViewPair.
+    """
+
+    views: tuple[Any, ...]  # each (b, c, h, w) or (b, n) as x; those after the large ones may be smaller
+    large: int  # at least 2: x and x' are large
+    action: Float[Tensor, "v v b d"]
+    valid: Bool[Tensor, "v v b"]
+
+
 class ViewPair(NamedTuple):
     """What a data pipeline yields: two sensations, and the efference copy of the action between them.
 
     `action` is flattened and continuous: models discretise it (`Bins`), data do not. `valid` is False where the
     action cannot be inferred, such as for a solarised view. `label` serves probes; no self-supervised objective reads
     it. Pairs with equal numbers in `object` show the same object, and so are no negatives of each other; None: every
-    pair shows another one. `group` marks what pairs of different objects may share, such as a speaker.
+    pair shows another one. `group` marks what pairs of different objects may share, such as a speaker. `more` are
+    further views of the same objects, for models that compare many.
     """
 
     x: Any  # (b, c, h, w) images in [0, 1] | (b, n) waveforms in [-1, 1]
@@ -30,6 +44,7 @@ class ViewPair(NamedTuple):
     label: Int[Tensor, "b *frames"]
     object: Int[Tensor, " b"] | None = None
     group: Int[Tensor, " b"] | None = None
+    more: MoreViews | None = None
 
 
 @runtime_checkable

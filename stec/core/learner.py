@@ -106,13 +106,16 @@ class Learner(lightning.LightningModule):
         pair = self.views(batch, generator)
         if not self.channels_last:
             return pair
+        more = pair.more
+        if more is not None:
+            more = more._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in more.views))
         x, x_prime = (view.to(memory_format=torch.channels_last) for view in (pair.x, pair.x_prime))
-        return pair._replace(x=x, x_prime=x_prime)
+        return pair._replace(x=x, x_prime=x_prime, more=more)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         pair = self.make_pair(batch, self.global_step)
         online = encode(self._encoder[0], pair)
-        target = encode(self.target, pair) if self.target is not None else None
+        target = encode(self.target, pair, large_only=True) if self.target is not None else None
         terms = self.objective(online, target, pair)
         loss = terms["loss"]
         if self.probe is not None:
@@ -195,4 +198,4 @@ class Learner(lightning.LightningModule):
 
 def both_views(features: Features) -> Tensor:
     """(2b, f): what a probe reads, the features of both views; of a tuple of representations the first."""
-    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in features if part is not None])
+    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in features.pair])

@@ -145,19 +145,19 @@ class CPC(InverseModel):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
-        views = [view for view in online if view is not None]
-        return torch.stack([cpc(*self._scores(*view), **self._among(view, pair)) for view in views]).mean()
+        return torch.stack([cpc(*self._scores(*view), **self._among(view, pair)) for view in online.pair]).mean()
 
     @torch.no_grad()
     def steps(self, online: Features, pair: ViewPair) -> Float[Tensor, " k"]:
         """The surprise of each step ahead, nats."""
-        views = [view for view in online if view is not None]
-        return torch.stack([cpc_steps(*self._scores(*view), **self._among(view, pair)) for view in views]).mean(dim=0)
+        each = [cpc_steps(*self._scores(*view), **self._among(view, pair)) for view in online.pair]
+        return torch.stack(each).mean(dim=0)
 
     @torch.no_grad()
     def chance(self, online: Features, pair: ViewPair) -> float:
         """What a blank context reaches on this batch: log(number of candidates), nats."""
-        blank = Features(*(None if view is None else (torch.zeros_like(view[0]), view[1]) for view in online))
+        x, *x_prime = ((torch.zeros_like(context), latents) for context, latents in online.pair)
+        blank = Features(x, x_prime[0] if x_prime else None)
         return float(self.steps(blank, pair).mean())
 
     def _scores(self, context: Tensor, latents: Tensor) -> Scores:

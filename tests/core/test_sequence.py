@@ -261,12 +261,12 @@ def test_the_order_of_frames_matters_to_the_time_sensitive_model(order: list[int
 def test_pooled_identity_is_the_two_way_softmax_of_means() -> None:
     model = PooledIdentity(nn.Linear(3, 4).double(), temperature=0.5)
     two = features(views=2)
-    u, v = (nn.functional.normalize(model.projector(view[0].mean(dim=1)), dim=1) for view in two)
+    u, v = (nn.functional.normalize(model.projector(view[0].mean(dim=1)), dim=1) for view in two.pair)
     logits = u @ v.T / 0.5
     expected = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
     assert torch.allclose(model(two, None, pair(4)), expected, rtol=1e-12)
     model.pooling = "last"
-    u, v = (nn.functional.normalize(model.projector(view[0][:, -1]), dim=1) for view in two)
+    u, v = (nn.functional.normalize(model.projector(view[0][:, -1]), dim=1) for view in two.pair)
     logits = u @ v.T / 0.5
     expected = -(logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()).mean() / 2
     assert torch.allclose(model(two, None, pair(4)), expected, rtol=1e-12)
@@ -379,7 +379,7 @@ def test_switch_nll_against_binary_cross_entropy() -> None:
 def test_cpc_of_two_views_is_the_mean_of_both() -> None:
     model: CPC = CPC(LinearPredictor(3, 5, steps=2), negatives="batch group", batch_group=2).double()
     two = features(views=2)
-    each = [model(Features(view, None), None, pair(4)) for view in two]
+    each = [model(Features(view, None), None, pair(4)) for view in two.pair]
     assert torch.allclose(model(two, None, pair(4)), torch.stack(each).mean(), rtol=1e-12)
 
 

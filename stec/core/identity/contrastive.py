@@ -1,4 +1,4 @@
-"""Identity-related inverse models q(a_id | x, x'): was the object switched between the two views?"""
+"""Identity models with negatives: a softmax over candidates (Eq. 4)."""
 
 import torch
 from jaxtyping import Float
