@@ -182,6 +182,7 @@ def fit(
     paths: Mapping[str, Path | None],
     progress: EpochProgress,
     resume: bool,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> tuple[Path, float]:
     """Train to the end, from the start or from the last checkpoint of `folder`: the last checkpoint, and the seconds.
 
@@ -221,7 +222,7 @@ def fit(
             MetricsFile(folder / "logs" / "metrics.csv", step=done),
             TensorBoardLogger(folder, name="", version="logs", purge_step=done + 1 if resume else None),
         ],
-        callbacks=[saver, LastEpoch(), progress],
+        callbacks=[*callbacks, saver, LastEpoch(), progress],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from recipes.vision.presets import Config
+from recipes.vision.config import Config
 from stec.core.actions import Allocentric, Bins, Chance, EfferenceCopy, Egocentric, chance_level
 from stec.core.identity import SimCLR
 from stec.core.manipulation import BinnedActions, RegressedActions

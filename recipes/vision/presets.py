@@ -1,83 +1,116 @@
-"""The settings of a run, typed, and the presets: a function of a few words each, variants by replacing fields.
+"""The presets: a function of a few words each, variants by replacing fields.
 
 Sources of the numbers. README: the commands of the authors' repository (NeuromorphicComputing/S-TEC). Code: what that
-code fixes, or does by default. Chosen: this project's own choice where the record is silent.
+code fixes, or does by default. Chosen: this project's own choice where the record is silent: the paper's appendix with
+the settings of ReLIC, MoCo v2 and BYOL is not public, so what is there follows each method's own publication.
 """
 
 import dataclasses
 import difflib
-from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from stec.vision.views import CROP_FLIP, SIMCLR_CIFAR, SIMCLR_IMAGENET, SIMCLR_STL, Augmentation
+from recipes.vision.config import Action, Arch, Config, Data, Identity, method
+from stec.vision.views import CROP_FLIP, SIMCLR_CIFAR, SIMCLR_IMAGENET, SIMCLR_STL
 
-Data = Literal["rendered", "cifar10", "cifar100", "stl10", "imagenet", "folder"]
-Identity = Literal["simclr", "relic", "relicv2", "byol", "simsiam", "vicreg", "moco", "barlow"]
-Action = Literal["exact", "official", "allocentric", "augself"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that a pretraining run depends on."""
-
-    preset: str  # the preset these settings began as
-    data: Data
-    augmentation: Augmentation  # the law of the views; an image's own size where its size is None
-    arch: Literal["resnet18", "resnet50"]
-    stem: Literal["cifar", "stl", "imagenet"]
-    epochs: int
-    temperature: float  # tau of Eq. 4
-    lr: float  # peak, for the whole batch
-    lambda_manip: float  # weight of the manipulation term; 0 leaves the model out, which is SimCLR
-    action: Action  # the label: the efference copy's exact quotient, the released code's, or an ablation's
-    identity: Identity = "simclr"  # the identity-related inverse model
-    manipulation: Literal["binned", "regressed"] = "binned"  # Eq. 3, or the L2 ablation of Fig. 3A
-    root: Path | None = None  # where the data lie; "rendered" needs none
-    limit: int | None = None  # this many training images, classes balanced; all by default
-    lambda_id: float = 2.0  # code: discrimination_lambda
-    width: int = 64  # channels of the first stage
-    projection_hidden: int = 512  # code: hidden_mlp
-    projection_out: int = 128  # code: feat_dim
-    projection_layers: int = 2  # linear layers of the projector
-    predictor_hidden: int = 512  # of BYOL's, SimSiam's and ReLIC's predictor
-    momentum: float | None = None  # of the momentum encoder at the start, rising to 1; none: the online network itself
-    alpha: float = 1.0  # ReLIC: weight of the KL divergence
-    queue: int = 4096  # MoCo: keys kept as negatives
-    lambda_reg: float = 1.0  # VICReg: weight of L_reg = variance_weight * variance + covariance
-    variance_weight: float = 25.0  # VICReg: mu
-    redundancy: float = 0.0051  # Barlow Twins: weight of the off-diagonal terms
-    large_views: int = 2  # ReLICv2: whole views, each pair of which is compared
-    small_views: int = 0  # ReLICv2: small crops, compared with each large view
-    small_size: int | None = None  # their pixels; half of the large views' by default
-    small_scale: tuple[float, float] = (0.05, 0.14)  # their area over the image's
-    manipulation_hidden: int = 512  # code: manip_hidden_mlp
-    bins: int = 6  # K of Eq. 3 (code)
-    batch_size: int = 1024  # code, over all processes
-    warmup_epochs: int = 10  # code
-    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
-    adapt: Literal["kind", "name"] = "kind"  # which tensors LARS adapts: by kind, or by the released code's names
-    initialisation: Literal["torchvision", "official"] = "torchvision"
-    weight_decay: float = 1e-6  # code
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    compiled: bool = False  # torch.compile for the encoder and the photometric chain
-    workers: int = 8  # decoding processes, where images are streamed
-    memory_gb: float = 8.0  # images are held in memory up to this size, streamed above it
-    devices: int = 1
-    check_every: int = 10  # steps between two reads of the losses: reading waits for the device
-    checkpoint_every: int = 1  # epochs
-    download: bool = False  # fetch CIFAR or STL-10 into root where they are missing
-    skip_broken: bool = False  # leave unreadable image files out, and count them
-    seed: int = 0
+# How each identity model differs from SimCLR's row, at the paper's batch of 1,024. The weight of the manipulation term
+# goes with the size of the other terms (`MANIPULATION`).
+METHODS: dict[Identity, dict[str, Any]] = {
+    "simclr": {},
+    # Chosen: S-TEC's settings, a predictor and the weight of the divergence as in Mitrovic et al. (2021), momentum as
+    # BYOL's for small images.
+    "relic": {"momentum": 0.99, "alpha": 1.0},
+    # Tomasev et al. (2022) have 4 large and 2 small views of ImageNet; chosen: 2 and 2 for small images.
+    "relicv2": {"momentum": 0.99, "alpha": 1.0, "small_views": 2},
+    # Grill et al. (2020): 4096-256 heads; 0.99 is theirs for short training.
+    "byol": {
+        "lambda_id": 1.0,
+        "momentum": 0.99,
+        "projection_hidden": 4096,
+        "projection_out": 256,
+        "predictor_hidden": 4096,
+    },
+    # Chen & He (2021), appendix D: SGD 0.03 for each 256, decay 5e-4, two layers for CIFAR.
+    "simsiam": {
+        "lambda_id": 1.0,
+        "optimizer": "sgd",
+        "lr": 0.03 * 1024 / 256,
+        "weight_decay": 5e-4,
+        "projection_hidden": 2048,
+        "projection_out": 2048,
+    },
+    # Bardes et al. (2022): 25, 25, 1; chosen: 2,048 dimensions in place of 8,192, as peers have for CIFAR.
+    "vicreg": {
+        "lambda_id": 25.0,
+        "lambda_reg": 1.0,
+        "variance_weight": 25.0,
+        "projection_layers": 3,
+        "projection_hidden": 2048,
+        "projection_out": 2048,
+    },
+    # He et al. (2020), Chen et al. (2020): SGD, decay 1e-4, tau 0.2; chosen: queue and momentum of peers' CIFAR runs.
+    "moco": {
+        "optimizer": "sgd",
+        "lr": 0.03 * 1024 / 256,
+        "weight_decay": 1e-4,
+        "temperature": 0.2,
+        "queue": 32_768,
+        "momentum": 0.99,
+        "lambda_id": 1.0,
+    },
+    # Zbontar et al. (2021): three layers, 0.0051; chosen: 2,048 dimensions, the loss at a tenth of its size.
+    "barlow": {
+        "lambda_id": 0.1,
+        "redundancy": 0.0051,
+        "projection_layers": 3,
+        "projection_hidden": 2048,
+        "projection_out": 2048,
+    },
+}
 
 
-def _paper(name: str, data: Data, arch: Literal["resnet18", "resnet50"], action: Action, lambda_manip: float) -> Config:
-    """Table 1's rows: README commands, code defaults."""
-    # Exact labels have four live components, the released ones six of which two are void, and both losses are means:
-    # 4/6 gives each live component the same weight.
-    manip = round(lambda_manip * 4 / 6, 6) if action == "exact" else lambda_manip
-    official = action == "official"
-    cifar = Config(
-        preset=name,
+# Weight of the manipulation term with exact labels over that of the released label. SimCLR: 4/6, since exact labels
+# have four live components, the released ones six of which two are void, and both losses are means. The others, chosen:
+# the gradient at the features is to the identity term's about as it is there (measured on two cores' scale).
+MANIPULATION: dict[Identity, float] = {
+    "simclr": 4 / 6,
+    "relic": 4 / 6,
+    "relicv2": 4 / 6,
+    "byol": 1 / 3,
+    "simsiam": 1 / 3,
+    "vicreg": 4.0,
+    "moco": 1 / 3,
+    "barlow": 1.0,
+}
+
+# What a row is called: SimCLR with actions is S-TEC, ReLIC with actions S-TEC*.
+STEC: dict[Identity, str] = {"simclr": "stec", "relic": "stec-star"}
+
+
+def _arms(base: Config, identity: Identity) -> dict[str, Config]:
+    """The identity model alone and with exact actions, under the end of their names; SimCLR also with the code's label.
+
+    `base` is S-TEC's row of SimCLR: its `lambda_manip` is what README gives the released label.
+    """
+    alone = dataclasses.replace(base, identity=identity, lambda_manip=0.0)
+    weight = round(MANIPULATION[identity] * base.lambda_manip, 6)
+    arms = {
+        identity: alone,
+        STEC.get(identity, f"{identity}-stec"): dataclasses.replace(alone, lambda_manip=weight),
+    }
+    if identity in STEC:
+        official = dataclasses.replace(alone, action="official", lambda_manip=base.lambda_manip)
+        arms[f"{STEC[identity]}-official"] = official
+    return arms
+
+
+def _named(prefix: str, arms: dict[str, Config]) -> dict[str, Config]:
+    return {f"{prefix}-{end}": dataclasses.replace(arm, preset=f"{prefix}-{end}") for end, arm in arms.items()}
+
+
+def _cifar(data: Data, arch: Arch) -> Config:
+    """Table 1's rows of CIFAR: README commands, code defaults."""
+    return Config(
+        preset="",
         data=data,
         augmentation=SIMCLR_CIFAR,
         arch=arch,
@@ -85,69 +118,108 @@ def _paper(name: str, data: Data, arch: Literal["resnet18", "resnet50"], action:
         epochs=1000,
         temperature=0.5,
         lr=4.0,
-        lambda_manip=manip,
-        action=action,
+        lambda_manip=1.0,
+        action="exact",
         projection_hidden=512 if arch == "resnet18" else 1024,
         projection_out=64,
-        adapt="name" if official else "kind",
-        initialisation="official" if official else "torchvision",
     )
-    if data == "stl10":
-        return dataclasses.replace(
-            cifar,
-            augmentation=SIMCLR_STL,
-            stem="stl",
-            temperature=0.2,
-            lr=1.2,
-            projection_hidden=512 if arch == "resnet18" else 2048,
-            projection_out=128,
-        )
-    return cifar
 
 
-def _presets() -> dict[str, Config]:
-    presets: dict[str, Config] = {}
-    arms: list[tuple[str, Action, bool]] = [
-        ("simclr", "exact", False),
-        ("stec", "exact", True),
-        ("stec-official", "official", True),
-    ]
-    arches: list[Literal["resnet18", "resnet50"]] = ["resnet18", "resnet50"]
-    sets: list[tuple[Data, float]] = [("cifar10", 1.0), ("cifar100", 1.0), ("stl10", 0.3)]
-    for data, weight in sets:
-        for arch in arches:
-            for arm, action, manip in arms:
-                name = f"{data}-{arch}-{arm}"
-                presets[name] = _paper(name, data, arch, action, weight if manip else 0.0)
-    for arm, action, manip in arms:
-        name = f"imagenet-resnet50-{arm}"
-        presets[name] = dataclasses.replace(
-            _paper(name, "imagenet", "resnet50", action, 0.6 if manip else 0.0),
-            augmentation=SIMCLR_IMAGENET,
-            stem="imagenet",
-            epochs=100,
-            temperature=0.1,
-            lr=1.97,  # README: 0.3 * 1680 / 256
-            batch_size=1680,
-            projection_hidden=2048,
-            projection_out=128,
-            precision="bf16-mixed",  # chosen; the released code used float16 with gradient scaling
-        )
-    presets["folder"] = dataclasses.replace(
-        presets["cifar10-resnet18-stec"],
-        preset="folder",
-        data="folder",
-        augmentation=dataclasses.replace(SIMCLR_IMAGENET, size=96),
+def _stl(arch: Arch) -> Config:
+    """Table 1's rows of STL-10: README commands, code defaults."""
+    return dataclasses.replace(
+        _cifar("stl10", arch),
+        augmentation=SIMCLR_STL,
         stem="stl",
         temperature=0.2,
+        lr=1.2,
+        lambda_manip=0.3,
+        projection_hidden=512 if arch == "resnet18" else 2048,
+        projection_out=128,
+    )
+
+
+def _imagenet() -> Config:
+    """Table 3's rows: README's command."""
+    return dataclasses.replace(
+        _cifar("imagenet", "resnet50"),
+        augmentation=SIMCLR_IMAGENET,
+        stem="imagenet",
+        epochs=100,
+        temperature=0.1,
+        lr=1.97,  # README: 0.3 * 1680 / 256
+        lambda_manip=0.6,
+        batch_size=1680,
+        projection_hidden=2048,
+        projection_out=128,
+        precision="bf16-mixed",  # chosen; the released code used float16 with gradient scaling
+    )
+
+
+def _as_released(config: Config) -> Config:
+    """Rows with the released code's label also have its initialisation and its choice of tensors for LARS."""
+    if config.action != "official" or config.optimizer != "lars":
+        return config
+    return dataclasses.replace(config, adapt="name", initialisation="official")
+
+
+def _tables() -> dict[str, Config]:
+    """Tables 1 to 3 of the paper."""
+    rows: dict[str, Config] = {}
+    arches: list[Arch] = ["resnet18", "resnet50"]
+    for arch in arches:
+        for base in (_cifar("cifar10", arch), _cifar("cifar100", arch), _stl(arch)):
+            # ResNet-50 has no rows of the others in the paper.
+            for identity in METHODS if arch == "resnet18" else ("simclr", "relic"):
+                settings = dataclasses.replace(base, **METHODS[identity])
+                rows |= _named(f"{base.data}-{arch}", _arms(settings, identity))
+    for identity in ("simclr", "relic"):
+        slow = {"momentum": 0.996} if identity == "relic" else {}  # Grill et al. (2020), for long training
+        arms = _arms(dataclasses.replace(_imagenet(), **METHODS[identity] | slow), identity)
+        rows |= _named("imagenet-resnet50", arms)
+        long = {end: dataclasses.replace(arm, epochs=300) for end, arm in arms.items()}
+        rows |= _named("imagenet-resnet50-300ep", long)
+    rows |= _table_2()
+    return {name: _as_released(row) for name, row in rows.items()}
+
+
+def _table_2() -> dict[str, Config]:
+    """STL-10 for 200 and 1,000 epochs, beside SimSiam with AugSelf's auxiliary task (Lee et al. 2021, their script)."""
+    simsiam = dataclasses.replace(
+        _stl("resnet18"),
+        **METHODS["simsiam"],
+        identity="simsiam",
+        lambda_manip=0.0,
+        batch_size=256,
+        warmup_epochs=0,
+    )
+    simsiam = dataclasses.replace(simsiam, lr=0.03, augmentation=dataclasses.replace(SIMCLR_STL, scale=(0.2, 1.0)))
+    augself = dataclasses.replace(simsiam, action="augself", manipulation="regressed", lambda_manip=1.0)
+    rows = {"simsiam": simsiam, "augself": augself}
+    rows |= _arms(_stl("resnet18"), "simclr")
+    table: dict[str, Config] = {}
+    for epochs in (200, 1000):
+        of = {f"{end}-{epochs}ep": dataclasses.replace(row, epochs=epochs) for end, row in rows.items()}
+        table |= _named("table2-stl10", of)
+    return table
+
+
+def _folder() -> dict[str, Config]:
+    """One's own images of any size: S-TEC in views of 96 pixels."""
+    base = dataclasses.replace(
+        _stl("resnet18"),
+        data="folder",
+        augmentation=dataclasses.replace(SIMCLR_IMAGENET, size=96),
         epochs=200,
         batch_size=256,
         lr=1.2 * 256 / 1024,
-        lambda_manip=0.2,  # 0.3 * 4 / 6, as for STL-10
-        projection_out=128,
     )
-    # Two cores, minutes: a narrow network and AdamW, which needs no large batch. Chosen by trial on rendered images.
-    presets["quickstart"] = Config(
+    return {"folder": dataclasses.replace(_arms(base, "simclr")["stec"], preset="folder")}
+
+
+def _quickstart() -> dict[str, Config]:
+    """Two cores, minutes: a narrow network, and AdamW, which needs no large batch; by trial on rendered images."""
+    config = Config(
         preset="quickstart",
         data="rendered",
         augmentation=dataclasses.replace(SIMCLR_CIFAR, scale=(0.2, 1.0)),
@@ -169,9 +241,13 @@ def _presets() -> dict[str, Config]:
         manipulation_hidden=256,
         precision="bf16-mixed",
     )
-    # A scale that two cores carry on real CIFAR-10: the networks and views of the paper's row, narrower and shorter.
-    small = dataclasses.replace(
-        presets["cifar10-resnet18-stec"],
+    return {"quickstart": config}
+
+
+def _small() -> dict[str, Config]:
+    """A scale that two cores carry on real CIFAR-10: networks and views of the paper's row, narrower and shorter."""
+    base = dataclasses.replace(
+        _cifar("cifar10", "resnet18"),
         data="folder",  # train/<class>/ and test/<class>/, as a set of JPEG files has it
         width=16,
         limit=10_000,
@@ -183,14 +259,48 @@ def _presets() -> dict[str, Config]:
         projection_hidden=256,
         check_every=13,
     )
-    for arm, action, manip in arms:
-        name = f"small-{arm}"
-        weight = 0.0 if not manip else 1.0 if action == "official" else 4 / 6
-        presets[name] = dataclasses.replace(small, preset=name, action=action, lambda_manip=weight)
-    return presets
+    return _named("small", _arms(base, "simclr"))
 
 
-PRESETS = _presets()
+# What the identity models need at the scale below.
+TINY: dict[Identity, dict[str, Any]] = {
+    "simclr": {},
+    "relic": {"momentum": 0.99},
+    "relicv2": {"momentum": 0.99, "small_views": 2},
+    "byol": {"momentum": 0.99, "lambda_id": 1.0},
+    "simsiam": {"lambda_id": 1.0},
+    "vicreg": {"lambda_id": 25.0, "projection_layers": 3},
+    "moco": {"momentum": 0.99, "lambda_id": 1.0, "queue": 4096},
+    "barlow": {"lambda_id": 0.1, "projection_layers": 3},
+}
+
+
+def _tiny() -> dict[str, Config]:
+    """Every identity model with and without actions on real CIFAR-10 in minutes a run: the smallest scale that tells.
+
+    The stem of STL-10 halves the images first, which is what makes it cheap; AdamW and the rest chosen by trial, the
+    same for all where the method does not say otherwise.
+    """
+    base = dataclasses.replace(
+        _small()["small-stec"],
+        stem="stl",
+        epochs=20,
+        temperature=0.2,
+        optimizer="adamw",
+        lr=2e-3,
+        weight_decay=1e-4,
+        lambda_manip=1.0,
+        projection_out=64,
+        predictor_hidden=256,
+        manipulation_hidden=256,
+    )
+    rows: dict[str, Config] = {}
+    for identity, settings in TINY.items():
+        rows |= _named("tiny", _arms(dataclasses.replace(base, **settings), identity))
+    return rows
+
+
+PRESETS = _tables() | _folder() | _quickstart() | _small() | _tiny()
 
 
 def preset(name: str) -> Config:
@@ -201,11 +311,4 @@ def preset(name: str) -> Config:
     return PRESETS[name]
 
 
-def method(config: Config) -> str:
-    """What the tables call a configuration."""
-    if config.lambda_manip == 0:
-        return "SimCLR"
-    return f"S-TEC {config.action}" + ("" if config.manipulation == "binned" else ", regressed")
-
-
-__all__ = ["CROP_FLIP", "PRESETS", "Config", "method", "preset"]
+__all__ = ["CROP_FLIP", "PRESETS", "Action", "Config", "Data", "Identity", "method", "preset"]

@@ -12,7 +12,7 @@ from recipes import records
 from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from recipes.vision import inputs, networks
-from recipes.vision.presets import Config, method
+from recipes.vision.config import Config, method
 from stec.core.batches import EpochBatches
 from stec.core.checkpoints import load_checkpoint, load_weights
 from stec.core.learner import Learner
@@ -134,8 +134,15 @@ def read_config(folder: Path) -> Config:
     return from_plain(settings, Path(root) if root else None)
 
 
-def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
-    """Train to the end, from the start or from the last checkpoint of `folder`."""
+def pretrain(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    callbacks: Sequence[lightning.Callback] = (),
+) -> Outcome:
+    """Train to the end, from the start or from the last checkpoint of `folder`; `callbacks` look on."""
     quieten()
     check_schedule(config)
     if is_first() and not resume:
@@ -159,6 +166,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             paths={"root": config.root},
             progress=progress,
             resume=resume,
+            callbacks=callbacks,
         )
     return Outcome(learner, checkpoint, seconds, len(batches))
 

@@ -1,0 +1,89 @@
+"""The settings of a pretraining run on images, typed."""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from stec.vision.views import Augmentation
+
+Data = Literal["rendered", "cifar10", "cifar100", "stl10", "imagenet", "tiny-imagenet", "folder"]
+Identity = Literal["simclr", "relic", "relicv2", "byol", "simsiam", "vicreg", "moco", "barlow"]
+Action = Literal["exact", "official", "allocentric", "augself"]
+Arch = Literal["resnet18", "resnet50"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that a pretraining run depends on."""
+
+    preset: str  # the preset these settings began as
+    data: Data
+    augmentation: Augmentation  # the law of the views; an image's own size where its size is None
+    arch: Arch
+    stem: Literal["cifar", "stl", "imagenet"]
+    epochs: int
+    temperature: float  # tau of Eq. 4
+    lr: float  # peak, for the whole batch
+    lambda_manip: float  # weight of the manipulation term; 0 leaves the model out, which is SimCLR
+    action: Action  # the label: the efference copy's exact quotient, the released code's, or an ablation's
+    identity: Identity = "simclr"  # the identity-related inverse model
+    manipulation: Literal["binned", "regressed"] = "binned"  # Eq. 3, or the L2 ablation of Fig. 3A
+    root: Path | None = None  # where the data lie; "rendered" needs none
+    limit: int | None = None  # this many training images, classes balanced; all by default
+    lambda_id: float = 2.0  # code: discrimination_lambda
+    width: int = 64  # channels of the first stage
+    projection_hidden: int = 512  # code: hidden_mlp
+    projection_out: int = 128  # code: feat_dim
+    projection_layers: int = 2  # linear layers of the projector
+    predictor_hidden: int = 512  # of BYOL's, SimSiam's and ReLIC's predictor
+    stop_gradient: bool = True  # SimSiam; False lets it collapse
+    momentum: float | None = None  # of the momentum encoder at the start, rising to 1; none: the online network itself
+    alpha: float = 1.0  # ReLIC: weight of the KL divergence
+    queue: int = 4096  # MoCo: keys kept as negatives
+    lambda_reg: float = 1.0  # VICReg: weight of L_reg = variance_weight * variance + covariance
+    variance_weight: float = 25.0  # VICReg: mu
+    redundancy: float = 0.0051  # Barlow Twins: weight of the off-diagonal terms
+    large_views: int = 2  # ReLICv2: whole views, each pair of which is compared
+    small_views: int = 0  # ReLICv2: small crops, compared with each large view
+    small_size: int | None = None  # their pixels; half of the large views' by default
+    small_scale: tuple[float, float] = (0.05, 0.14)  # their area over the image's
+    manipulation_hidden: int = 512  # code: manip_hidden_mlp
+    bins: int = 6  # K of Eq. 3 (code)
+    batch_size: int = 1024  # code, over all processes
+    warmup_epochs: int = 10  # code
+    optimizer: Literal["lars", "sgd", "adamw"] = "lars"
+    adapt: Literal["kind", "name"] = "kind"  # which tensors LARS adapts: by kind, or by the released code's names
+    initialisation: Literal["torchvision", "official"] = "torchvision"
+    weight_decay: float = 1e-6  # code
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compiled: bool = False  # torch.compile for the encoder and the photometric chain
+    workers: int = 8  # decoding processes, where images are streamed
+    memory_gb: float = 8.0  # images are held in memory up to this size, streamed above it
+    devices: int = 1
+    check_every: int = 10  # steps between two reads of the losses: reading waits for the device
+    checkpoint_every: int = 1  # epochs
+    download: bool = False  # fetch CIFAR or STL-10 into root where they are missing
+    skip_broken: bool = False  # leave unreadable image files out, and count them
+    seed: int = 0
+
+
+NAMES: dict[Identity, str] = {
+    "simclr": "SimCLR",
+    "relic": "ReLIC",
+    "relicv2": "ReLICv2",
+    "byol": "BYOL",
+    "simsiam": "SimSiam",
+    "vicreg": "VICReg",
+    "moco": "MoCo v2",
+    "barlow": "Barlow Twins",
+}
+
+
+def method(config: Config) -> str:
+    """What the tables call a configuration: S-TEC is SimCLR with actions, S-TEC* is ReLIC with actions."""
+    name = NAMES[config.identity]
+    if config.lambda_manip == 0:
+        return name
+    regressed = "" if config.manipulation == "binned" else ", regressed"
+    stec = {"simclr": "S-TEC", "relic": "S-TEC*"}.get(config.identity, f"{name} +")
+    return f"{stec} {config.action}{regressed}"
