@@ -43,7 +43,7 @@ from recipes.bench.speech_peers import (
     read_file,
     read_windows,
 )
-from recipes.bench.vision import in_turn, processor_seconds
+from recipes.bench.turns import in_turn, processor_seconds
 from recipes.run import check_writable
 from recipes.terminal import say, table
 from stec.audio.corpus import Corpus

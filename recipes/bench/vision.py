@@ -1,7 +1,8 @@
 """Speed of image S-TEC as ratios, each measured side by side in this run: python -m recipes.bench.vision.
 
 Views: pairs with their actions against a per-image PIL/torchvision pipeline, on one thread. Step: the S-TEC training
-step against the SimCLR step and against a bare forward and backward pass of the encoder on the same batch. Loss:
+step against the SimCLR step and against a bare forward and backward pass of the encoder on the same batch. Methods:
+the step of every identity model, alone and with actions, against the passes of its encoders. Loss:
 NT-Xent of 4,096 pairs against a plain cross-entropy on the logits, and its peak memory. On a GPU the same, with the
 device waited for; that a step there never waits is tests/recipes/test_gpu.py's to show.
 
@@ -9,19 +10,20 @@ Nothing else should run meanwhile: the last line says how much processor time ot
 """
 
 import dataclasses
-import os
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
 
 from recipes import records
+from recipes.bench.methods import methods
+from recipes.bench.turns import in_turn, processor_seconds
 from recipes.bench.views import measure
 from recipes.run import check_writable
 from recipes.terminal import say, table
@@ -38,7 +40,7 @@ from stec.vision.views import TwoViews
 class Arguments:
     """What to measure."""
 
-    parts: tuple[str, ...] = ("views", "step", "loss")
+    parts: tuple[Literal["views", "step", "methods", "loss"], ...] = ("views", "step", "methods", "loss")
     folder_32: Path | None = None  # a folder of images of 32 pixels for the views; rendered ones without
     folder_96: Path | None = None  # of 96 pixels
     compiled: bool = False  # also the compiled views, which take a minute to compile
@@ -59,21 +61,6 @@ def views(arguments: Arguments) -> list[records.Result]:
                 details = {"ours, pairs/s": round(row.ours), "per image, pairs/s": round(row.peer)}
                 results.append(records.Result(f"views {name}: times the per-image pipeline", row.ratio, "cpu", details))
     return results
-
-
-def in_turn(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each, sampled in turn so that a slower or faster minute meets all of them."""
-    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    samples: dict[str, list[float]] = {name: [] for name in work}
-    for i in range(rounds + 1):
-        for name, run in work.items():
-            synchronise()
-            start = time.perf_counter()
-            run()
-            synchronise()
-            if i:  # the first round warms up
-                samples[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def step(arguments: Arguments, precision: torch.dtype | None) -> list[records.Result]:
@@ -172,17 +159,6 @@ def loss(arguments: Arguments) -> list[records.Result]:
     return results
 
 
-def processor_seconds() -> tuple[float, float]:
-    """Busy processor seconds of the whole machine, and of this process and its children; Linux only, else zeros."""
-    stat = Path("/proc/stat")
-    if not stat.is_file():
-        return 0.0, 0.0
-    fields = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
-    busy = sum(fields) - fields[3] - fields[4]
-    mine = os.times()
-    return busy / os.sysconf("SC_CLK_TCK"), sum(mine[:4])
-
-
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.bench.vision", description=__doc__)
@@ -194,6 +170,8 @@ def main() -> None:
         results += views(arguments)
     if "step" in arguments.parts:
         results += [*step(arguments, None), *step(arguments, torch.bfloat16)]
+    if "methods" in arguments.parts:
+        results += methods(arguments.width, arguments.batch, arguments.rounds)
     if "loss" in arguments.parts:
         results += loss(arguments)
     after, elapsed = processor_seconds(), time.perf_counter() - start

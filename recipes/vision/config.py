@@ -8,7 +8,7 @@ from stec.vision.views import Augmentation
 
 Data = Literal["rendered", "cifar10", "cifar100", "stl10", "imagenet", "tiny-imagenet", "folder"]
 Identity = Literal["simclr", "relic", "relicv2", "byol", "simsiam", "vicreg", "moco", "barlow"]
-Action = Literal["exact", "official", "allocentric", "augself"]
+Action = Literal["exact", "official", "allocentric", "augself", "augself-colour"]
 Arch = Literal["resnet18", "resnet50"]
 
 
@@ -45,7 +45,7 @@ class Config:
     redundancy: float = 0.0051  # Barlow Twins: weight of the off-diagonal terms
     large_views: int = 2  # ReLICv2: whole views, each pair of which is compared
     small_views: int = 0  # ReLICv2: small crops, compared with each large view
-    small_size: int | None = None  # their pixels; half of the large views' by default
+    small_size: int | None = None  # their pixels
     small_scale: tuple[float, float] = (0.05, 0.14)  # their area over the image's
     manipulation_hidden: int = 512  # code: manip_hidden_mlp
     bins: int = 6  # K of Eq. 3 (code)

@@ -1,17 +1,22 @@
 """Encoder, objective and views of a Config: the one place where its words become modules."""
 
+import dataclasses
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from recipes.vision.config import Config
+from recipes.vision.config import NAMES, Config
 from stec.core.actions import Allocentric, Bins, Chance, EfferenceCopy, Egocentric, chance_level
-from stec.core.identity import SimCLR
-from stec.core.manipulation import BinnedActions, RegressedActions
+from stec.core.identity import BYOL, BarlowTwins, MoCo, ReLIC, ReLICv2, SimCLR, SimSiam, VICReg
+from stec.core.manipulation import BinnedActions, EveryPair, RegressedActions
 from stec.core.networks import mlp, projection_head
 from stec.core.objective import InverseModel, STECObjective
-from stec.vision.affine import Affine, AugSelfCopy, OfficialCopy, official_bins, quantile_bins, simulate_actions
+from stec.vision.affine import Affine, AugSelfCopy, OfficialCopy, official_bins
+from stec.vision.colour import WithColour
 from stec.vision.encoders import init_official_, resnet18, resnet50
+from stec.vision.multicrop import MultiCrop
+from stec.vision.simulation import actions_of_law, bins_of_law
 from stec.vision.views import TwoViews
 
 COPIES: dict[str, EfferenceCopy] = {
@@ -19,6 +24,7 @@ COPIES: dict[str, EfferenceCopy] = {
     "official": OfficialCopy(),
     "allocentric": Allocentric(Affine()),
     "augself": AugSelfCopy(),
+    "augself-colour": WithColour(AugSelfCopy()),
 }
 
 
@@ -35,23 +41,14 @@ def action_bins(config: Config, image_size: tuple[int, int]) -> Bins:
     """The bins of the action: the released code's, or equal shares under the law of the views."""
     if config.action == "official":
         return official_bins(config.bins)
-    law = config.augmentation
-    return quantile_bins(
-        COPIES[config.action], config.bins, image_size=image_size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip
-    )
+    return bins_of_law(config.augmentation, COPIES[config.action], config.bins, image_size=image_size)
 
 
 def simulated(config: Config, image_size: tuple[int, int]) -> Float[Tensor, "n d"]:
     """100,000 actions under the law of the views; always the same ones."""
-    law = config.augmentation
-    return simulate_actions(
-        COPIES[config.action],
-        100_000,
-        image_size=image_size,
-        scale=law.scale,
-        ratio=law.ratio,
-        p_flip=law.p_flip,
-        generator=torch.Generator().manual_seed(1),
+    generator = torch.Generator().manual_seed(1)
+    return actions_of_law(
+        config.augmentation, COPIES[config.action], 100_000, image_size=image_size, generator=generator
     )
 
 
@@ -61,18 +58,48 @@ def chance(config: Config, bins: Bins, image_size: tuple[int, int]) -> Chance:
 
 
 def objective(config: Config, feature_dim: int, image_size: tuple[int, int]) -> STECObjective:
-    """Eq. 2 as the configuration weighs it; without a manipulation weight, SimCLR."""
-    models: dict[str, InverseModel] = {
-        "identity": SimCLR(
-            projection_head(feature_dim, config.projection_hidden, config.projection_out),
-            temperature=config.temperature,
-        )
-    }
+    """Eq. 2 as the configuration weighs it: one line adds the manipulation term to any identity model."""
+    models = {"identity": identity(config, feature_dim)}
     weights = {"identity": config.lambda_id}
+    if config.identity == "vicreg":
+        weights["regulariser"] = config.lambda_reg
     if config.lambda_manip:
-        models["manipulation"] = manipulation(config, feature_dim, image_size)
+        model = manipulation(config, feature_dim, image_size)
+        models["manipulation"] = EveryPair(model) if many_views(config) else model
         weights["manipulation"] = config.lambda_manip
     return STECObjective(models, weights)
+
+
+def identity(config: Config, feature_dim: int) -> InverseModel:
+    """q(a_id | x, x'), by its name. ValueError where a setting that it needs is missing."""
+    name, momentum = config.identity, config.momentum
+    if config.small_views + config.large_views > 2 and name != "relicv2":
+        raise ValueError(f"{NAMES[name]} compares two views; leave --large-views at 2 and --small-views at 0")
+    hidden, out = config.projection_hidden, config.projection_out
+    projector: nn.Module = projection_head(feature_dim, hidden, out)
+    if name in ("byol", "simsiam", "vicreg", "barlow"):
+        projector = mlp(feature_dim, [hidden] * (config.projection_layers - 1), out, bias=name == "byol")
+    if name == "simsiam":  # Chen & He (2021): BatchNorm without weight and bias at the end
+        projector = nn.Sequential(projector, nn.BatchNorm1d(out, affine=False))
+    predictor = mlp(out, [config.predictor_hidden], out)
+    if name == "simclr":
+        return SimCLR(projector, temperature=config.temperature)
+    if name in ("relic", "relicv2"):
+        model = ReLIC if name == "relic" else ReLICv2
+        return model(
+            projector, temperature=config.temperature, alpha=config.alpha, momentum=momentum, predictor=predictor
+        )
+    if name == "byol":
+        return BYOL(projector, predictor, momentum=momentum)
+    if name == "simsiam":
+        return SimSiam(projector, predictor, stop_gradient=config.stop_gradient)
+    if name == "vicreg":
+        return VICReg(projector, variance_weight=config.variance_weight)
+    if name == "barlow":
+        return BarlowTwins(projector, redundancy=config.redundancy)
+    if momentum is None:
+        raise ValueError("MoCo v2 reads keys off a momentum encoder: give --momentum 0.99")
+    return MoCo(projector, temperature=config.temperature, queue=config.queue, momentum=momentum, features=out)
 
 
 def manipulation(config: Config, feature_dim: int, image_size: tuple[int, int]) -> InverseModel:
@@ -88,6 +115,19 @@ def manipulation(config: Config, feature_dim: int, image_size: tuple[int, int]) 
     return RegressedActions(mlp(2 * feature_dim, hidden, d), std=torch.where(std > 0, std, 1.0))
 
 
-def views(config: Config) -> TwoViews:
+def many_views(config: Config) -> bool:
+    """Whether batches hold more than x and x'."""
+    return config.large_views + config.small_views > 2
+
+
+def views(config: Config) -> TwoViews | MultiCrop:
     """The pipeline from a batch to a ViewPair."""
-    return TwoViews(config.augmentation, COPIES[config.action], compile=config.compiled)
+    law, copy = config.augmentation, COPIES[config.action]
+    if not many_views(config):
+        return TwoViews(law, copy, compile=config.compiled)
+    if config.small_views and config.small_size is None:
+        raise ValueError("small crops need a size: give --small-size, half the size of the large views say")
+    small = dataclasses.replace(law, size=config.small_size, scale=config.small_scale) if config.small_views else None
+    return MultiCrop(
+        law, copy, n_large=config.large_views, small=small, n_small=config.small_views, compile=config.compiled
+    )

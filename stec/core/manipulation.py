@@ -53,3 +53,44 @@ class RegressedActions(InverseModel):
         mean = self.head(torch.cat((online.x, online.x_prime), dim=1))
         loss = gaussian_nll(mean, pair.action, self.std, pair.valid)
         return distributed.part_of_mean(loss, pair.valid.sum())
+
+
+class EveryPair(InverseModel):
+    """An inverse model of actions, applied to every pair of views that `pair.more` knows, with its loss the mean.
+
+    Pairs (i, j) are ordered, of any view i and a large view j != i; the action is the one from i to j. `model` reads
+    features (b, f) of two views, `pair.action` and `pair.valid`, as BinnedActions does, and is called once, on all
+    pairs stacked: its mean over valid rows is then the mean over the valid ones of all pairs, and BatchNorm in its head
+    sees them together. It may have no target and finds no images. Without `pair.more` it is called as it is.
+
+    >>> says_nothing = nn.Linear(6, 8)
+    >>> _ = nn.init.zeros_(says_nothing.weight), nn.init.zeros_(says_nothing.bias)
+    >>> model = EveryPair(BinnedActions(says_nothing, Bins.uniform(-2.0, 2.0, 4)))
+    >>> pair = ViewPair(None, None, torch.zeros(5, 2), torch.ones(5).bool(), torch.zeros(5).long())
+    >>> model(Features(torch.ones(5, 3), torch.ones(5, 3)), None, pair)   # log 4
+    tensor(1.3863, grad_fn=<DivBackward0>)
+    """
+
+    def __init__(self, model: InverseModel) -> None:
+        super().__init__()
+        if model.needs_target:
+            raise ValueError(f"{type(model).__name__} reads a target's features; EveryPair has none to give")
+        self.model = model
+        self.further = model.further
+
+    def forward(
+        self, online: Features, target: Features | None, pair: ViewPair
+    ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], ...]:
+        if pair.more is None:
+            return self.model(online, None, pair)
+        views = (online.x, online.x_prime, *online.more)
+        pairs = [(i, j) for i in range(len(views)) for j in range(pair.more.large) if i != j]
+        stacked = ViewPair(
+            None,
+            None,
+            torch.cat([pair.more.action[i, j] for i, j in pairs]),
+            torch.cat([pair.more.valid[i, j] for i, j in pairs]),
+            torch.cat([pair.label] * len(pairs)),
+        )
+        froms, tos = (torch.cat([views[k] for k in side]) for side in zip(*pairs))
+        return self.model(Features(froms, tos), None, stacked)

@@ -13,10 +13,50 @@ from torch import Tensor
 
 from stec.core.actions import EfferenceCopy, Egocentric, ViewPair
 from stec.vision.affine import Affine, CropFlip
+from stec.vision.colour import poses
 from stec.vision.photometric import Photometric, chunks, row_writer, to_device
 from stec.vision.resample import crop_taps, resample
+from stec.vision.saliency import Masked
 
 EXACT = Egocentric(Affine())  # the label `exact`: the egocentric action, four components
+
+
+class Draw(NamedTuple):
+    """One draw of n views of b images, with two faces: `views(images)` and `poses(copy)`. Row i is of image i mod b."""
+
+    crops: CropFlip
+    changes: Photometric
+    size: tuple[int, int]  # (h, w) pixels of the views
+
+    def views(self, images: Tensor, *, compile: bool, masked: Masked | None = None) -> list[Float[Tensor, "b 3 h w"]]:
+        """The n / b views of every image of a batch, on its device: one resampling, then the photometric changes.
+
+        `masked` images stand in for the views that they name.
+        """
+        (b, _, full_y, full_x), (size_y, size_x), device = images.shape, self.size, images.device
+        n = len(self.crops.top)
+        order = self.changes.sorting()
+        changes = self.changes.rows(order)
+        sources = to_device(order % b, device)
+        top, left, height, width, flip = (value[order] for value in self.crops[:5])
+        vertical = crop_taps(top, height, flip=None, size_in=full_y, size_out=size_y, device=device)
+        horizontal = crop_taps(left, width, flip=flip, size_in=full_x, size_out=size_x, device=device)
+        if images.dtype == torch.uint8:
+            vertical.weight.div_(255.0)
+
+        views = [torch.empty(b, 3, size_y, size_x, device=device) for _ in range(n // b)]
+        write = row_writer(*views)
+        for part in chunks(n, 3 * max(full_y * full_x, size_y * size_x), device):
+            taken = images.index_select(0, sources[part])
+            if masked is not None:
+                taken = masked.put(taken, order[part])
+            cut = resample(taken, vertical.rows(part), horizontal.rows(part))
+            write(order[part], changes.rows(part).change_(cut, compile=compile))
+        return views
+
+    def poses(self, copy: EfferenceCopy) -> Tensor:
+        """What `copy` reads of each view, (n, 3, 3) or with colour (n, 13), float64 on the host."""
+        return poses(copy, self.crops.matrix(torch.float64), self.changes)
 
 
 @dataclass(frozen=True)
@@ -55,6 +95,12 @@ class Augmentation:
             threshold=self.threshold,
             generator=generator,
         )
+
+    def draw(self, n: int, image_size: tuple[int, int], *, generator: torch.Generator) -> Draw:
+        """n views of images of (H, W) pixels."""
+        size = image_size if self.size is None else (self.size, self.size)
+        crops = self.draw_crops(n, image_size, generator=generator)
+        return Draw(crops, self.draw_photometric(n, size[0], generator=generator), size)
 
 
 # Chen et al. (2020) as the authors' released code runs it: half the jitter and neither blur nor solarise for CIFAR.
@@ -106,31 +152,11 @@ def two_views(
     >>> pair.x.shape, pair.action.shape, pair.label
     (torch.Size([2, 3, 32, 32]), torch.Size([2, 4]), tensor([-1, -1]))
     """
-    _check(images, generator)
-    b, _, full_y, full_x = images.shape
-    device, size = images.device, augmentation.size
-    size_y, size_x = (full_y, full_x) if size is None else (size, size)
+    check_images(images, generator)
     # rows 0 ... b - 1 are the views x, rows b ... 2b - 1 the views x'
-    crops = augmentation.draw_crops(2 * b, (full_y, full_x), generator=generator)
-    changes = augmentation.draw_photometric(2 * b, size_y, generator=generator)
-
-    order = changes.sorting()
-    sorted_changes = changes.rows(order)
-    sources = to_device(order % b, device)
-    top, left, height, width, flip = (value[order] for value in crops[:5])
-    vertical = crop_taps(top, height, flip=None, size_in=full_y, size_out=size_y, device=device)
-    horizontal = crop_taps(left, width, flip=flip, size_in=full_x, size_out=size_x, device=device)
-    if images.dtype == torch.uint8:
-        vertical.weight.div_(255.0)
-
-    x, x_prime = (torch.empty(b, 3, size_y, size_x, device=device) for _ in range(2))
-    write = row_writer(x, x_prime)
-    for part in chunks(2 * b, 3 * max(full_y * full_x, size_y * size_x), device):
-        cut = resample(images.index_select(0, sources[part]), vertical.rows(part), horizontal.rows(part))
-        write(order[part], sorted_changes.rows(part).change_(cut, compile=compile))
-
-    to_x, to_x_prime = crops.matrix(torch.float64).chunk(2)
-    return _pair(x, x_prime, to_x, to_x_prime, changes.solarise, label, copy)
+    draw = augmentation.draw(2 * len(images), (images.shape[2], images.shape[3]), generator=generator)
+    x, x_prime = draw.views(images, compile=compile)
+    return label_pair(x, x_prime, draw.poses(copy), draw.changes.solarise, label, copy)
 
 
 class TwoViews:
@@ -155,26 +181,27 @@ class TwoViews:
                 copy=self.copy,
                 compile=self.compile,
             )
-        _check(batch.x, generator)
+        check_images(batch.x, generator)
         both = torch.cat((batch.x, batch.x_prime))
         changes = self.augmentation.draw_photometric(len(both), both.shape[2], generator=generator)
         views = changes.apply(both, compile=self.compile)
         x, x_prime = views.chunk(2)
-        return _pair(x, x_prime, batch.to_x, batch.to_x_prime, changes.solarise, batch.label, self.copy)
+        to_views = poses(self.copy, torch.cat((batch.to_x, batch.to_x_prime)), changes)
+        return label_pair(x, x_prime, to_views, changes.solarise, batch.label, self.copy)
 
 
-def _pair(
+def label_pair(
     x: Float[Tensor, "b 3 h w"],
     x_prime: Float[Tensor, "b 3 h w"],
-    to_x: Float[Tensor, "b 3 3"],
-    to_x_prime: Float[Tensor, "b 3 3"],
+    to_views: Float[Tensor, "2*b ..."],
     solarised: Bool[Tensor, " 2*b"],
     label: Int[Tensor, " b"] | None,
     copy: EfferenceCopy,
 ) -> ViewPair:
+    """The pair of two ready views, with the action between their poses: those of x, then those of x'."""
     device = x.device
     # Labels are made in float64 and rounded once: equal crop heights give a scale of exactly 1, a bin's edge.
-    action = copy(to_x.double(), to_x_prime.double()).float()
+    action = copy(*to_views.double().chunk(2)).float()
     first, second = solarised.chunk(2)
     valid = ~(first | second)
     if label is None:
@@ -188,7 +215,8 @@ def _pair(
     )
 
 
-def _check(images: Tensor, generator: torch.Generator) -> None:
+def check_images(images: Tensor, generator: torch.Generator) -> None:
+    """ValueError where views cannot be made of these images by this generator."""
     if generator.device.type != "cpu":
         raise ValueError(f"generator lives on {generator.device}; views are drawn on the host: use torch.Generator()")
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):

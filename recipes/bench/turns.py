@@ -1,0 +1,35 @@
+"""Timing side by side on a machine that others may use: samples in turn, and how much of the machine others took."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def in_turn(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each, sampled in turn so that a slower or faster minute meets all of them."""
+    synchronise = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    samples: dict[str, list[float]] = {name: [] for name in work}
+    for i in range(rounds + 1):
+        for name, run in work.items():
+            synchronise()
+            start = time.perf_counter()
+            run()
+            synchronise()
+            if i:  # the first round warms up
+                samples[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def processor_seconds() -> tuple[float, float]:
+    """Busy processor seconds of the whole machine, and of this process and its children; Linux only, else zeros."""
+    stat = Path("/proc/stat")
+    if not stat.is_file():
+        return 0.0, 0.0
+    fields = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
+    busy = sum(fields) - fields[3] - fields[4]
+    mine = os.times()
+    return busy / os.sysconf("SC_CLK_TCK"), sum(mine[:4])
