@@ -36,6 +36,7 @@ class Config:
     projection_out: int = 128  # code: feat_dim
     projection_layers: int = 2  # linear layers of the projector
     predictor_hidden: int = 512  # of BYOL's, SimSiam's and ReLIC's predictor
+    predictor_rate: float = 1.0  # the predictor's learning rate over lr
     stop_gradient: bool = True  # SimSiam; False lets it collapse
     momentum: float | None = None  # of the momentum encoder at the start, rising to 1; none: the online network itself
     alpha: float = 1.0  # ReLIC: weight of the KL divergence

@@ -267,8 +267,28 @@ TINY: dict[Identity, dict[str, Any]] = {
     "simclr": {"lambda_manip": 3.0},  # at this temperature the paper's weight moves little
     "relic": {"momentum": 0.99},
     "relicv2": {"momentum": 0.99, "small_views": 2, "small_size": 16},
-    "byol": {"momentum": 0.99, "lambda_id": 1.0},
-    "simsiam": {"lambda_id": 1.0},
+    # Without negatives few steps teach little; SGD as peers have it for CIFAR, and a predictor that learns fast, without
+    # which SimSiam stays below the untrained encoder for as long as this.
+    "byol": {
+        "lambda_id": 1.0,
+        "momentum": 0.97,
+        "optimizer": "sgd",
+        "lr": 0.03,
+        "weight_decay": 5e-4,
+        "projection_hidden": 512,
+        "projection_out": 128,
+        "predictor_hidden": 512,
+    },
+    "simsiam": {
+        "lambda_id": 1.0,
+        "optimizer": "sgd",
+        "lr": 0.06,
+        "weight_decay": 5e-4,
+        "projection_hidden": 512,
+        "projection_out": 512,
+        "predictor_hidden": 128,
+        "predictor_rate": 10.0,
+    },
     "vicreg": {"lambda_id": 25.0, "projection_layers": 3},
     "moco": {"momentum": 0.99, "lambda_id": 1.0, "queue": 4096},
     "barlow": {"lambda_id": 0.1, "projection_layers": 3},
@@ -283,8 +303,10 @@ def _tiny() -> dict[str, Config]:
     """
     base = dataclasses.replace(
         _small()["small-stec"],
+        augmentation=dataclasses.replace(SIMCLR_CIFAR, scale=(0.2, 1.0)),
         stem="stl",
-        epochs=20,
+        epochs=15,
+        batch_size=64,
         temperature=0.2,
         optimizer="adamw",
         lr=2e-3,

@@ -64,7 +64,7 @@ def record_of(
 
 
 def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
-    """The optimiser by its name, at the configured peak learning rate."""
+    """The optimiser by its name, at the configured peak learning rate; the predictor at a multiple of it."""
     if config.optimizer == "lars" and not config.weight_decay > 0:
         raise ValueError(
             f"weight_decay is {config.weight_decay}; LARS adapts only what it decays: "
@@ -75,7 +75,21 @@ def optimizer_factory(config: Config) -> Callable[[list[dict[str, Any]]], torch.
         "sgd": lambda groups: torch.optim.SGD(groups, lr=config.lr, momentum=0.9),
         "adamw": lambda groups: torch.optim.AdamW(groups, lr=config.lr),
     }
-    return builders[config.optimizer]
+    build = builders[config.optimizer]
+    return lambda groups: build([part for group in groups for part in _by_rate(group, config)])
+
+
+def _by_rate(group: dict[str, Any], config: Config) -> list[dict[str, Any]]:
+    """A group of parameters as it is, or in two where the predictor has a rate of its own (Grill et al. 2020)."""
+    own = [".predictor." in name for name in group["names"]]
+    if config.predictor_rate == 1.0 or not any(own):
+        return [group]
+    parts = []
+    for mine in (False, True):
+        chosen = {key: [v for v, o in zip(group[key], own) if o == mine] for key in ("params", "names")}
+        rate = {"lr": config.lr * config.predictor_rate, "name": f"{group['name']} predictor"} if mine else {}
+        parts.append({**group, **chosen, **rate})
+    return [part for part in parts if part["params"]]
 
 
 def build_learner(
