@@ -267,8 +267,8 @@ TINY: dict[Identity, dict[str, Any]] = {
     "simclr": {"lambda_manip": 3.0},  # at this temperature the paper's weight moves little
     "relic": {"momentum": 0.99},
     "relicv2": {"momentum": 0.99, "small_views": 2, "small_size": 16},
-    # Without negatives few steps teach little; SGD as peers have it for CIFAR, and a predictor that learns fast, without
-    # which SimSiam stays below the untrained encoder for as long as this.
+    # Without negatives few steps teach little: SGD as peers have it for CIFAR, and a predictor that learns fast,
+    # without which SimSiam stays below the untrained encoder at this scale.
     "byol": {
         "lambda_id": 1.0,
         "momentum": 0.97,
