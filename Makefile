@@ -5,6 +5,6 @@ fmt:     ; ruff check --fix . && ruff format .
 lint:    ; ruff check . && ruff format --check . && lint-imports
 types:   ; mypy
 test:    ; pytest
-bench:   ; python -m recipes.bench.vision && python -m recipes.bench.audio
+bench:   ; python -m recipes.bench.vision && python -m recipes.bench.decoding && python -m recipes.bench.audio
 docs:    ; python -m recipes.results.table --write README.md && python -m recipes.vision.ambiguity --out docs/official-label.png
 all:     lint types test

@@ -196,7 +196,7 @@ def _origins(found: Sequence[records.Record]) -> list[str]:
 
 def speed(found: Sequence[records.Record]) -> str:
     """The ratios of a benchmark, with what was measured for each."""
-    lines = ["| measured side by side | ratio or MiB | of |", "|---|---|---|"]
+    lines = ["| measured side by side | value | of |", "|---|---|---|"]
     for record in found:
         for result in record.results:
             of = ", ".join(f"{name} {value}" for name, value in result.details.items())

@@ -150,7 +150,10 @@ class AugSelfCopy:
     """Lee et al. (2021): differences x - x' of crop centre and size, over the image's size (allocentric, Fig. 3A).
 
     Where x is flipped the horizontal offset is mirrored, that is *both* centres are mirrored by the mask of x; the
-    mask of x' is not used. This is how their code defines the target; their flip and colour targets are left out.
+    mask of x' is not used. This is how their code defines the target. It may look like a slip, but it gives the offset
+    in the frame of x, which stays as it is when both crops move, or the image is mirrored. Each centre mirrored by its
+    own mask would give 1 - c - c' where one view is flipped: their places in the image, which no pair of views tells.
+    Colour is `stec.vision.colour.WithColour`; their flip target is left out.
     """
 
     @property

@@ -14,9 +14,18 @@ from stec.vision.views import Augmentation
 
 
 def actions_of_law(
-    law: Augmentation, copy: EfferenceCopy, n: int, *, image_size: tuple[int, int], generator: torch.Generator
+    law: Augmentation,
+    copy: EfferenceCopy,
+    n: int,
+    *,
+    image_size: tuple[int, int],
+    generator: torch.Generator,
+    then: Augmentation | None = None,
 ) -> Float[Tensor, "n d"]:
     """The actions of n pairs of views of (H, W) images under a law; the geometry's are those of `simulate_actions`.
+
+    With `then` the second view has that law: among small crops and large views (`multi_crop`) the actions are others
+    than between two large views, so they fill the bins of those unequally, and chance is not log K.
 
     >>> from stec.vision.affine import AugSelfCopy
     >>> from stec.vision.views import SIMCLR_STL
@@ -25,19 +34,13 @@ def actions_of_law(
     >>> actions.std(dim=0)[4:].round(decimals=2)  # width of the range x sqrt(p_jitter / 6)
     tensor([0.5800, 0.5800, 0.5800, 0.1500])
     """
+    laws = (law, then or law)
+    first, second = (each.draw_crops(n, image_size, generator=generator).matrix(torch.float64) for each in laws)
     geometry = copy.geometry if isinstance(copy, WithColour) else copy
-    actions = affine.simulate_actions(
-        geometry,
-        n,
-        image_size=image_size,
-        scale=law.scale,
-        ratio=law.ratio,
-        p_flip=law.p_flip,
-        generator=generator,
-    )
+    actions = geometry(first, second).float()
     if not isinstance(copy, WithColour):
         return actions
-    return torch.cat((actions, _colour_differences(law, n, image_size, generator)), dim=1)
+    return torch.cat((actions, _colour_differences(laws, n, image_size, generator)), dim=1)
 
 
 def bins_of_law(law: Augmentation, copy: EfferenceCopy, bins: int, *, image_size: tuple[int, int]) -> Bins:
@@ -58,13 +61,13 @@ def bins_of_law(law: Augmentation, copy: EfferenceCopy, bins: int, *, image_size
             f"strength is {law.strength} and p_jitter {law.p_jitter}: no colour ever changes, so its actions have no "
             "bins; raise both, or label pairs with the geometry alone"
         )
-    difference = _colour_differences(law, 50_000, image_size, torch.Generator().manual_seed(1))
+    difference = _colour_differences((law, law), 50_000, image_size, torch.Generator().manual_seed(1))
     colours = Bins.quantile(torch.cat((difference, -difference)), bins)
     return Bins(torch.cat((found.edges, colours.edges)))
 
 
 def _colour_differences(
-    law: Augmentation, n: int, image_size: tuple[int, int], generator: torch.Generator
+    laws: tuple[Augmentation, Augmentation], n: int, image_size: tuple[int, int], generator: torch.Generator
 ) -> Float[Tensor, "n 4"]:
-    first, second = (colour_of(law.draw_photometric(n, image_size[0], generator=generator)) for _ in range(2))
+    first, second = (colour_of(law.draw_photometric(n, image_size[0], generator=generator)) for law in laws)
     return (first - second).float()
