@@ -10,7 +10,7 @@ from recipes.vision.config import NAMES, Config
 from stec.core.actions import Allocentric, Bins, Chance, EfferenceCopy, Egocentric, chance_level
 from stec.core.identity import BYOL, BarlowTwins, MoCo, ReLIC, ReLICv2, SimCLR, SimSiam, VICReg
 from stec.core.manipulation import BinnedActions, EveryPair, RegressedActions
-from stec.core.networks import mlp, projection_head
+from stec.core.networks import mlp, projection_head, standardised_head
 from stec.core.objective import InverseModel, STECObjective
 from stec.vision.affine import Affine, AugSelfCopy, OfficialCopy, official_bins
 from stec.vision.colour import WithColour
@@ -76,12 +76,13 @@ def identity(config: Config, feature_dim: int) -> InverseModel:
     if config.small_views + config.large_views > 2 and name != "relicv2":
         raise ValueError(f"{NAMES[name]} compares two views; leave --large-views at 2 and --small-views at 0")
     hidden, out = config.projection_hidden, config.projection_out
+    widths = [hidden] * (config.projection_layers - 1)
     projector: nn.Module = projection_head(feature_dim, hidden, out)
-    if name in ("byol", "simsiam", "vicreg", "barlow"):
-        projector = mlp(feature_dim, [hidden] * (config.projection_layers - 1), out, bias=name == "byol")
-    if name == "simsiam":  # Chen & He (2021): BatchNorm without weight and bias at the end
-        projector = nn.Sequential(projector, nn.BatchNorm1d(out, affine=False))
-    predictor = mlp(out, [config.predictor_hidden], out)
+    if name in ("byol", "vicreg", "barlow"):
+        projector = mlp(feature_dim, widths, out, bias=False)
+    if name == "simsiam":
+        projector = standardised_head(feature_dim, widths, out)
+    predictor = mlp(out, [config.predictor_hidden], out, bias=name != "byol")
     if name == "simclr":
         return SimCLR(projector, temperature=config.temperature)
     if name in ("relic", "relicv2"):

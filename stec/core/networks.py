@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def mlp(in_features: int, hidden: Sequence[int], out_features: int, *, bias: bool = True) -> nn.Sequential:
@@ -85,7 +85,8 @@ class MomentumEncoder(nn.Module):
     def update(self, momentum: float) -> None:
         """One step towards the online module. `momentum` 1 freezes the parameters, 0 copies them."""
         online = self._online[0]
-        mine, theirs = list(self.module.parameters()), list(online.parameters())
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(online.parameters())
         if mine:  # the multi-tensor kernels take no empty list
             torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
         if self.buffer_rule == "copied" and (kept := list(self.module.buffers())):
