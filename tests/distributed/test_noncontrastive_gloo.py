@@ -21,7 +21,7 @@ MODELS: dict[str, Callable[[], InverseModel]] = {
     "simsiam": lambda: SimSiam(mlp(5, [], 4), mlp(4, [], 4)),
     "simsiam open": lambda: SimSiam(mlp(5, [], 4), mlp(4, [], 4), stop_gradient=False),
     "vicreg": lambda: VICReg(mlp(5, [], 4), variance_weight=25.0),
-    "barlow": lambda: BarlowTwins(mlp(5, [], 4), redundancy=0.3, scale=0.1),
+    "barlow": lambda: BarlowTwins(mlp(5, [], 4), redundancy=0.3),
 }
 
 

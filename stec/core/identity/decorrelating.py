@@ -52,10 +52,9 @@ class VICReg(InverseModel):
 class BarlowTwins(InverseModel):
     """Each dimension of the embedding agrees between the views, and is uncorrelated with the others.
 
-    The loss is `scale` times `barlow_twins` (Zbontar et al. 2021; published redundancy 0.0051 at p = 8192): the squared
-    surprise of each standardised dimension under a normal model, and a penalty on what two dimensions share, so no
-    longer nats. The sum grows with p, for which `scale` makes up where the weight of Eq. 2 shall not. `projector` maps
-    (2b, f) features to (2b, p). Both views pass it together, where the published code passes each alone: it matters to
+    The loss is `barlow_twins` (Zbontar et al. 2021; published redundancy 0.0051 at p = 8192): the squared surprise of
+    each standardised dimension under a normal model, and a penalty on what two dimensions share, so no longer nats; it
+    grows with p. `projector` maps (2b, f) features to (2b, p). Both views pass it together, where the published code passes each alone: it matters to
     its BatchNorm only; the correlation standardises each view by itself, as published.
 
     >>> h, nothing = torch.ones(4, 3), torch.zeros(4, 0)
@@ -64,17 +63,13 @@ class BarlowTwins(InverseModel):
     tensor(3.)
     """
 
-    def __init__(self, projector: nn.Module, *, redundancy: float, scale: float = 1.0) -> None:
+    def __init__(self, projector: nn.Module, *, redundancy: float) -> None:
         super().__init__()
         if not redundancy >= 0:
             raise ValueError(f"redundancy is {redundancy}; need 0 or a positive value")
-        if not scale > 0:
-            raise ValueError(f"scale is {scale}; need a positive value")
         self.projector = projector
         self.redundancy = redundancy
-        self.scale = scale
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
         z, z_prime = self.projector(torch.cat((online.x, online.x_prime))).chunk(2)
-        loss = barlow_twins(distributed.gather(z), distributed.gather(z_prime), redundancy=self.redundancy)
-        return self.scale * loss
+        return barlow_twins(distributed.gather(z), distributed.gather(z_prime), redundancy=self.redundancy)
