@@ -289,9 +289,9 @@ TINY: dict[Identity, dict[str, Any]] = {
         "predictor_hidden": 128,
         "predictor_rate": 10.0,
     },
-    "vicreg": {"lambda_id": 25.0, "projection_layers": 3},
+    "vicreg": {"lambda_id": 25.0, "projection_hidden": 512, "projection_out": 512},  # decorrelation wants dimensions
     "moco": {"momentum": 0.99, "lambda_id": 1.0, "queue": 4096},
-    "barlow": {"lambda_id": 0.1, "projection_layers": 3},
+    "barlow": {"lambda_id": 0.1, "projection_hidden": 512, "projection_out": 512},
 }
 
 
