@@ -76,10 +76,10 @@ MANIPULATION: dict[Identity, float] = {
     "relic": 4 / 6,
     "relicv2": 4 / 6,
     "byol": 1 / 3,
-    "simsiam": 0.15,
-    "vicreg": 2.5,
+    "simsiam": 0.1,
+    "vicreg": 1.5,
     "moco": 2 / 3,
-    "barlow": 1.0,
+    "barlow": 5.0,
 }
 
 # What a row is called: SimCLR with actions is S-TEC, ReLIC with actions S-TEC*.
