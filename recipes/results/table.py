@@ -206,7 +206,7 @@ def speed(found: Sequence[records.Record]) -> str:
 
 def read_all(path: Path) -> dict[str, list[records.Record]]:
     """Records by the name of their file. ValueError where there are none."""
-    files = [path] if path.is_file() else sorted(path.glob("*.json"))
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*.json") if ".aggregate" not in p.suffixes)
     if not files:
         raise ValueError(f"{path} holds no records (*.json)")
     return {file.stem: records.read(file) for file in files}

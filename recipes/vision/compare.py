@@ -7,18 +7,23 @@ goes on after an interruption, and several processes may share the work by their
 
 import dataclasses
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning
 import tyro
 
 from recipes import records
 from recipes.results.table import markdown
-from recipes.run import check_writable
+from recipes.run import Outcome, check_writable
 from recipes.terminal import say
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import pretrain, read_config
+
+DONE = "results.json"  # in a run's folder: it is trained and measured
+Measure = Callable[[Config, Outcome, float | None], list[records.Record]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +51,39 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
     )
 
 
-def one_run(config: Config, folder: Path) -> list[records.Record]:
-    """Pretrain and probe, as far as that is not done yet."""
-    done = folder / "results.json"
+def begun(config: Config, folder: Path) -> bool:
+    """Whether the folder holds checkpoints of this run. ValueError where it holds a run with other settings."""
+    if not (folder / "config.json").is_file():
+        return False
+    there, here = (dataclasses.replace(c, root=c.root and c.root.resolve()) for c in (read_config(folder), config))
+    checkpoints = any((folder / "checkpoints").glob("*.ckpt"))
+    if there != here and (checkpoints or (folder / DONE).is_file()):
+        fields = [field.name for field in dataclasses.fields(Config)]
+        other = [
+            f"{field} {getattr(there, field)} there, {getattr(here, field)} here"
+            for field in fields
+            if getattr(there, field) != getattr(here, field)
+        ]
+        raise ValueError(
+            f"{folder} holds a run with other settings ({'; '.join(other)}); give another --runs, or the same arguments"
+        )
+    return checkpoints
+
+
+def probed(config: Config, outcome: Outcome, seconds: float | None) -> list[records.Record]:
+    """Accuracy by every protocol, and how well actions are read; `seconds` is how long pretraining took, if known."""
+    return evaluate.evaluate(evaluate.Arguments(outcome.checkpoint), seconds=seconds)
+
+
+def one_run(
+    config: Config, folder: Path, *, measure: Measure = probed, callbacks: Sequence[lightning.Callback] = ()
+) -> list[records.Record]:
+    """Pretrain and measure, as far as that is not done yet; `callbacks` look on while it trains."""
+    resume, done = begun(config, folder), folder / DONE
     if done.is_file():
         return records.read(done)
-    begun = (folder / "config.json").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
-    if begun and read_config(folder) != config:
-        raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
-    outcome = pretrain(config, folder, resume=begun)
-    found = evaluate.evaluate(evaluate.Arguments(outcome.checkpoint), seconds=outcome.seconds)
+    outcome = pretrain(config, folder, resume=resume, callbacks=callbacks)
+    found = measure(config, outcome, None if resume else outcome.seconds)  # a resumed run knows its last leg alone
     records.write(found, done)
     return found
 
