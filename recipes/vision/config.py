@@ -48,7 +48,7 @@ class Config:
     small_views: int = 0  # ReLICv2: small crops, compared with each large view
     small_size: int | None = None  # their pixels
     small_scale: tuple[float, float] = (0.05, 0.14)  # their area over the image's
-    manipulation_hidden: int = 512  # code: manip_hidden_mlp
+    manipulation_hidden: int | tuple[int, ...] = 512  # code: manip_hidden_mlp; several hidden layers, or none: ()
     bins: int = 6  # K of Eq. 3 (code)
     batch_size: int = 1024  # code, over all processes
     warmup_epochs: int = 10  # code

@@ -2,9 +2,11 @@
 
 Three protocols on frozen features of labelled images, each image as it is: a linear layer by the optimiser and schedule
 of the released code's linear fit (with --augmented on new crops and flips each epoch, as there), logistic regression
-(L-BFGS), weighted k nearest neighbours; and how well the manipulation model reads actions off held-out views. The
-data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
-encoder too. The numbers go into the run's results.json, beside those of pretraining.
+(L-BFGS), weighted k nearest neighbours. A fourth, online, fits nothing: it is the accuracy of the linear head that was
+trained along with the encoder, where the checkpoint has one and the test set has its classes (--protocols online reads
+test images alone). And how well the manipulation model reads actions off held-out views. The data are those of
+pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained encoder too. The
+numbers go into the run's results.json, beside those of pretraining.
 """
 
 import dataclasses
@@ -19,10 +21,24 @@ from recipes import records
 from recipes.run import check_writable
 from recipes.terminal import say, table
 from recipes.vision import inputs, networks
-from recipes.vision.measure import PROTOCOLS, Pixels, Protocol, augmented, frozen, probe, read_actions
+from recipes.vision.measure import (
+    PROTOCOLS,
+    Offline,
+    Pixels,
+    Protocol,
+    augmented,
+    features,
+    frozen,
+    online,
+    probe,
+    read_actions,
+)
 from recipes.vision.presets import Config, Data
 from recipes.vision.run import load_learner, read_config, record_of
+from stec.core.probe import OnlineProbe
 from stec.vision.data import ImageSet
+
+ALL: tuple[Protocol, ...] = (*PROTOCOLS, "online")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +49,9 @@ class Arguments:
     root: Path | None = None  # where the labelled data lie; the run's own by default
     data: Data | None = None  # which data; the run's own by default
     limit: int | None = None  # training images for the probes; the run's own by default
-    protocols: tuple[Protocol, ...] = PROTOCOLS
+    protocols: tuple[Protocol, ...] = ALL
     augmented: bool = False  # linear: new crops and flips each epoch, as in the released code; encodes all 100 times
+    actions: bool | None = None  # read actions off held-out views; by default, unless online is the only protocol
     baselines: bool = False  # also probe raw pixels and the untrained encoder
     out: Path | None = None  # where to write; results.json in the run's folder by default
 
@@ -51,7 +68,7 @@ def data_of(arguments: Arguments, config: Config) -> Config:
 
 
 def baselines(
-    config: Config, train: inputs.Inputs, test: inputs.Inputs, protocols: Sequence[Protocol]
+    config: Config, train: inputs.Inputs, test: inputs.Inputs, protocols: Sequence[Offline]
 ) -> list[records.Record]:
     """What raw pixels and the untrained encoder of this seed give."""
     lightning.seed_everything(config.seed, verbose=False)
@@ -66,23 +83,64 @@ def baselines(
 
 def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[records.Record]:
     """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
-    learner, config, _ = load_learner(arguments.checkpoint)
+    learner, config, origin = load_learner(arguments.checkpoint)
     config = data_of(arguments, config)
-    train, test = inputs.labelled_images(config)
-    done = baselines(config, train, test, arguments.protocols) if arguments.baselines else []
-    views = None
-    if arguments.augmented:
-        if not isinstance(train.images, ImageSet):
-            raise ValueError("--augmented needs training images in memory, all of one size")
-        views = augmented(learner.encoder, train.images, config)
-    features = frozen(learner.encoder, train, test, config)
-    results = probe(features, arguments.protocols, seed=config.seed, views=views)
-    if "manipulation" in learner.objective.names and isinstance(test.images, ImageSet):
-        results += read_actions(learner, config, test.images)
-    elif "manipulation" in learner.objective.names:
-        say("actions are not read off streamed test images: this needs them in memory, all of one size")
-    done.append(record_of(config, results, seconds=seconds))
+    offline = [protocol for protocol in arguments.protocols if protocol != "online"]
+    # Nothing is fitted on training images for the online head: one of them stands for all.
+    train, test = inputs.labelled_images(config if offline else dataclasses.replace(config, limit=1))
+    head = None
+    if "online" in arguments.protocols:
+        head = online_head(learner.probe, test, asked=arguments.protocols != ALL)
+    if arguments.baselines and not offline:
+        raise ValueError("--baselines have no online head: give --protocols another one beside it")
+    done = baselines(config, train, test, offline) if arguments.baselines else []
+    results: list[records.Result] = []
+    if offline:
+        views = None
+        if arguments.augmented:
+            if not isinstance(train.images, ImageSet):
+                raise ValueError("--augmented needs training images in memory, all of one size")
+            views = augmented(learner.encoder, train.images, config)
+        both = frozen(learner.encoder, train, test, config)
+        results += probe(both, offline, seed=config.seed, views=views)
+        tested = both.test, both.test_labels
+    elif head is not None:
+        tested = features(learner.encoder, test, config)
+    if head is not None:
+        results.append(online(head, *tested))
+    actions = bool(offline) if arguments.actions is None else arguments.actions
+    if "manipulation" in learner.objective.names and actions:
+        if isinstance(test.images, ImageSet):
+            results += read_actions(learner, config, test.images)
+        else:
+            say("actions are not read off streamed test images: this needs them in memory, all of one size")
+    record = record_of(config, results, seconds=seconds)
+    if "imported" in origin:
+        record = dataclasses.replace(record, settings={**record.settings, "imported": origin["imported"]["sha256"]})
+    done.append(record)
     return done
+
+
+def online_head(head: OnlineProbe | None, test: inputs.Inputs, *, asked: bool) -> OnlineProbe | None:
+    """The online head where it knows as many classes as the test set has.
+
+    Where it does not, ValueError says why, or a line and None if nobody asked for it by name.
+    """
+    classes = len(test.images.classes)
+    if head is not None and head.linear.out_features == classes:
+        return head
+    knows = "no online head" if head is None else f"an online head of {head.linear.out_features} classes"
+    reason = f"the checkpoint has {knows}, the test set {classes} classes"
+    if asked:
+        raise ValueError(f"{reason}: leave online out of --protocols, or name other data with --root and --data")
+    say(f"{reason}: no online accuracy")
+    return None
+
+
+def accuracies(record: records.Record, protocols: Sequence[Protocol]) -> list[str]:
+    """A row of the table: the method, and its accuracy by each protocol, empty where it has none."""
+    found = {x.protocol: f"{100 * x.value:.1f}" for x in record.results if x.metric == "accuracy"}
+    return [record.method, *(found.get(protocol, "") for protocol in protocols)]
 
 
 def main() -> None:
@@ -92,14 +150,7 @@ def main() -> None:
     check_writable(out.parent)
     done = evaluate(arguments)
     records.update(done, out)
-    table(
-        ["", *arguments.protocols],
-        [
-            [r.method, *(f"{100 * x.value:.1f}" for p in arguments.protocols for x in r.results if x.protocol == p)]
-            for r in done
-        ],
-        title="accuracy, %",
-    )
+    table(["", *arguments.protocols], [accuracies(r, arguments.protocols) for r in done], title="accuracy, %")
     for result in done[-1].results:
         if result.metric.startswith("manipulation"):
             say(f"{result.metric}: {result.value:+.3f} nats on held-out views")

@@ -17,15 +17,24 @@ from recipes.vision.presets import Config
 from stec.core.actions import step_seed
 from stec.core.learner import Learner
 from stec.core.losses import binned_nll
-from stec.core.manipulation import BinnedActions
+from stec.core.manipulation import BinnedActions, EveryPair
 from stec.core.objective import encode
-from stec.core.probe import EpochFeatures, ProbeResult, extract, knn_accuracy, linear_accuracy, logistic_accuracy
+from stec.core.probe import (
+    EpochFeatures,
+    OnlineProbe,
+    ProbeResult,
+    extract,
+    knn_accuracy,
+    linear_accuracy,
+    logistic_accuracy,
+)
 from stec.vision.data import ImageSet
 from stec.vision.streaming import EvalImages
 from stec.vision.views import CROP_FLIP, Augmentation, two_views
 
-Protocol = Literal["linear", "logistic", "knn"]
-PROTOCOLS: tuple[Protocol, ...] = ("linear", "logistic", "knn")
+Offline = Literal["linear", "logistic", "knn"]  # fitted on frozen features
+Protocol = Literal["linear", "logistic", "knn", "online"]  # the last is part of the checkpoint
+PROTOCOLS: tuple[Offline, ...] = ("linear", "logistic", "knn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +75,12 @@ def plain_batches(inputs: Inputs, config: Config, size: int = 256) -> Iterator[t
 
 def frozen(encoder: nn.Module, train: Inputs, test: Inputs, config: Config) -> Frozen:
     """Features of both splits from one pass each."""
-    encoder = encoder.to(device())
-    parts = [extract(encoder, plain_batches(split, config), device=device()) for split in (train, test)]
-    return Frozen(*parts[0], *parts[1])
+    return Frozen(*features(encoder, train, config), *features(encoder, test, config))
+
+
+def features(encoder: nn.Module, images: Inputs, config: Config) -> tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]:
+    """Features and labels of images as they are."""
+    return extract(encoder.to(device()), plain_batches(images, config), device=device())
 
 
 class Pixels(nn.Module):
@@ -99,14 +111,14 @@ def augmented(encoder: nn.Module, train: ImageSet, config: Config) -> EpochFeatu
 
 
 def probe(
-    features: Frozen, protocols: Sequence[Protocol], *, seed: int, views: EpochFeatures | None = None
+    features: Frozen, protocols: Sequence[Offline], *, seed: int, views: EpochFeatures | None = None
 ) -> list[Result]:
     """Accuracy on the test features by each protocol; with `views` the linear layer trains on these, epoch by epoch."""
     train = features.train if views is None else views
     train_labels = features.train_labels if views is None else None
     size = min(1024, len(features.train))
     data = (features.train, features.train_labels, features.test, features.test_labels)
-    run: dict[Protocol, Callable[[], ProbeResult]] = {
+    run: dict[Offline, Callable[[], ProbeResult]] = {
         "linear": lambda: linear_accuracy(
             train, train_labels, features.test, features.test_labels, seed=seed, batch_size=size
         ),
@@ -126,6 +138,20 @@ def probe(
     ]
 
 
+@torch.no_grad()
+def online(head: OnlineProbe, features: Float[Tensor, "n f"], labels: Int[Tensor, " n"]) -> Result:
+    """Accuracy of the linear head that was trained along with the encoder, on features of test images as they are.
+
+    This is what the released code's eval.py prints. ValueError where the head and the labels are of other classes.
+    """
+    classes = head.linear.out_features
+    if len(labels) == 0 or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(f"the online head knows {classes} classes, which the {len(labels)} test labels are not of")
+    hits = head.cpu()(features).argmax(dim=1) == labels
+    share = round(hits.double().mean().item(), 4)
+    return Result("accuracy", share, "online", {"test": len(labels), "classes": classes, "images": "as they are"})
+
+
 def geometry(law: Augmentation) -> Augmentation:
     """The same crops and flips without the changes of colour, which leave the action alone."""
     return dataclasses.replace(CROP_FLIP, size=law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
@@ -141,6 +167,8 @@ def read_actions(
     over pairs and components; chance is that of a predictor blind to the views, from 100,000 simulated pairs.
     """
     model = learner.objective.models["manipulation"]
+    if isinstance(model, EveryPair):
+        model = model.model
     if not isinstance(model, BinnedActions):
         return []
     where = device()

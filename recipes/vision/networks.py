@@ -106,7 +106,8 @@ def identity(config: Config, feature_dim: int) -> InverseModel:
 def manipulation(config: Config, feature_dim: int, image_size: tuple[int, int]) -> InverseModel:
     """q(a_manip | x, x') as a classifier of bins (Eq. 3), or as a regression (Fig. 3A)."""
     copy = COPIES[config.action]
-    hidden = [config.manipulation_hidden]
+    widths = config.manipulation_hidden
+    hidden = (widths,) if isinstance(widths, int) else widths
     d = len(copy.components)
     if config.manipulation == "binned":
         bins = action_bins(config, image_size)

@@ -4,12 +4,16 @@ A checkpoint is lightning's file with one more entry, "stec": a format number an
 configuration, commit) from which the networks can be built again. Files are read with `weights_only=True`.
 """
 
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from stec.core.torch_files import TorchFile
 
 FORMAT = 1
 
@@ -37,16 +41,45 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     try:
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
+        if isinstance(error, pickle.UnpicklingError) and (objects := _objects(path)):
+            raise ValueError(f"{path} {objects}") from error
         reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} is torn or is no checkpoint ({reason}); use an earlier one of the run folder, or start again"
         ) from error
     header = raw.get("stec") if isinstance(raw, dict) else None
     if not isinstance(header, dict) or not {"state_dict", "global_step"} <= set(raw) or "record" not in header:
-        raise ValueError(f"{path} was not written by stec; an encoder's plain weights load with load_state_dict")
+        raise ValueError(
+            f"{path} was not written by stec; an encoder's plain weights load with load_state_dict, and checkpoints of "
+            "the authors' released code are read by recipes.vision.import_official"
+        )
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} has format {header.get('format')}, this version of stec reads {FORMAT}")
     return Checkpoint(raw["state_dict"], header["record"], int(raw["global_step"]))
+
+
+def _objects(path: Path) -> str | None:
+    """What is wrong with a whole file that holds more than tensors and plain values; None for one that is torn."""
+    try:
+        file = TorchFile(path)
+    except ValueError:
+        return None
+    if file.foreign:
+        return f"holds code: loading it with pickle would run {', '.join(file.foreign)}. Nothing was run"
+    return (
+        "was not written by stec: it holds objects beside tensors and plain values; "
+        "one of the authors' released code is read by recipes.vision.import_official"
+    )
+
+
+def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Mapping[str, Any], *, step: int) -> None:
+    """Write what `load_checkpoint` reads, whole or not at all; `record` holds plain values alone."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stec = {"format": FORMAT, "record": dict(record)}
+    part = path.with_name(path.name + ".part")
+    torch.save({"state_dict": dict(weights), "global_step": step, "stec": stec}, part)
+    part.replace(path)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str | Path) -> None:
@@ -69,6 +102,9 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str |
     module.load_state_dict(weights)
 
 
-def export_weights(weights: dict[str, Tensor], path: str | Path) -> None:
-    """Write weights by name as safetensors, values unchanged."""
-    save_file({name: value.contiguous() for name, value in weights.items()}, str(path))
+def export_weights(
+    weights: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write weights by name as safetensors, values unchanged; `metadata` goes into the header of the file."""
+    tensors = {name: value.contiguous() for name, value in weights.items()}
+    save_file(tensors, str(path), metadata={"format": "pt", **(metadata or {})})

@@ -1,0 +1,170 @@
+"""Pickles, read without running anything in them.
+
+A pickle is a small program: it names classes and functions ("globals") and calls them. Here every global, torch's own
+among them, becomes a record of its name and of what it was called with. Nothing is imported and nothing is called. This
+is how files of others are read (`stec.core.torch_files`); our own hold nothing but tensors and plain values
+(`stec.core.checkpoints`).
+"""
+
+import pickle
+import re
+import struct
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+# What training code leaves in a checkpoint beside tensors: containers, numbers, paths, and classes (never functions)
+# of the libraries that the released code runs on, and of its own modules.
+_ORDINARY = re.compile(
+    r"""collections\.(OrderedDict|defaultdict|Counter|deque)
+    |argparse\.Namespace
+    |pathlib\.\w*Path
+    |datetime\.(datetime|date|timedelta)
+    |functools\.partial
+    |copyreg\.(_reconstructor|__newobj__)
+    |_codecs\.encode
+    |builtins\.(set|frozenset|complex|bytes|bytearray|slice|range|int|float|bool|str|list|dict|tuple|object)
+    |torch\.(\w+\.)*\w*Storage
+    |torch\.(Size|Tensor|device|dtype|b?float\w+|u?int\w+|bool|half|double|long|complex\d+)
+    |torch\._utils\._rebuild_\w+
+    |torch\._tensor\._rebuild_from_type_v2
+    |torch\.nn\.parameter\.\w*Parameter
+    |numpy\.(_?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|dtype|ndarray)
+    |numpy\.(bool_?|u?int\d+|float\d+|str_|dtypes\.\w+)
+    |(torch\.optim|torch\.nn\.modules|torchvision\.transforms|torchmetrics|omegaconf|pl_bolts|pytorch_lightning
+      |lightning\w*|train|transforms|resnets|hybrid_optimizer_utils|cifar100_datamodule)(\.[a-z_]\w*)*\.[A-Z]\w*""",
+    re.VERBOSE,
+)
+
+
+class Inert:
+    """What stands for a global, and for what it would have made: its `name`, and what it was given."""
+
+    name = ""
+    args: tuple[Any, ...]
+    items: dict[Any, Any]
+    members: list[Any]
+    state: Any
+
+    def __new__(cls, *args: Any, **named: Any) -> "Inert":
+        made = super().__new__(cls)
+        made.args, made.items, made.members, made.state = args, dict(named), [], None
+        return made
+
+    def __init__(self, *args: Any, **named: Any) -> None: ...
+
+    def __call__(self, *args: Any) -> "Inert":
+        return type(self)(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.items[key] = value
+
+    def append(self, value: Any) -> None:
+        """What a pickle does to a list, or (`add`) to a set."""
+        self.members.append(value)
+
+    add = append
+
+    def extend(self, values: Any) -> None:
+        """What a pickle does to a list."""
+        self.members.extend(values)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+
+class Stored(NamedTuple):
+    """Values of a tensor that lie elsewhere in the file."""
+
+    kind: str  # of the storage class, such as "Float"
+    key: str
+    numel: int
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file, an entry of an archive, or bytes in memory."""
+
+    def read(self, n: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Reads one pickle of `file` with `Inert` for every global; `found` collects their classes by name."""
+
+    def __init__(self, file: Readable, found: dict[str, type[Inert]]) -> None:
+        super().__init__(file, encoding="latin1")
+        self.found = found
+
+    def find_class(self, module: str, name: str) -> type[Inert]:
+        """The stand-in for a global, whatever it is."""
+        module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+        full = f"{'os' if module in ('posix', 'nt') else module}.{name}"
+        if full not in self.found:
+            self.found[full] = type("Inert", (Inert,), {"name": full})
+        return self.found[full]
+
+    def persistent_load(self, pid: Any) -> Stored:
+        """What torch.save writes in place of a tensor's values."""
+        kind, storage, key, _, numel, *view = pid
+        if kind != "storage" or any(part is not None for part in view):
+            raise pickle.UnpicklingError(f"holds a {kind} of a form that torch.save no longer writes")
+        return Stored(storage.name.rpartition(".")[2].removesuffix("Storage"), str(key), int(numel))
+
+
+def ordinary(name: str) -> bool:
+    """Whether a checkpoint is expected to name this class or function.
+
+    >>> ordinary("collections.OrderedDict"), ordinary("os.system")
+    (True, False)
+    """
+    return _ORDINARY.fullmatch(name) is not None
+
+
+def entries(value: Any) -> dict[Any, Any]:
+    """What a mapping holds, whatever class it was of: a dictionary, an OrderedDict, a Namespace; else nothing."""
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, Inert):
+        return value.items or (value.state if isinstance(value.state, dict) else {})
+    return {}
+
+
+def plain(value: Any, depth: int = 4) -> Any:
+    """Numbers, text, lists and dictionaries in place of what a file holds; of other objects their names.
+
+    Anything deeper than `depth` is "...".
+
+    >>> plain({"epochs": 3, "size": (2, (3, 4))}, depth=2)
+    {'epochs': 3, 'size': [2, '...']}
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, type) and issubclass(value, Inert):
+        return value.name
+    if isinstance(value, Inert):
+        if value.name.startswith("pathlib."):
+            return "/".join(str(part) for part in value.args).replace("//", "/")
+        if value.name.endswith("multiarray.scalar"):
+            return _number(value)
+        if value.name == "torch.device":
+            return ":".join(str(part) for part in value.args)
+    if depth == 0:
+        return "..."
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, depth - 1) for item in list(value)[:100]]
+    if isinstance(value, dict) or entries(value):
+        return {str(plain(key, 0)): plain(item, depth - 1) for key, item in list(entries(value).items())[:500]}
+    return repr(value) if isinstance(value, Inert) else f"<{type(value).__name__}>"
+
+
+def _number(scalar: Inert) -> Any:
+    """The value of a numpy number, from its type's code and its bytes; its name where it is no number."""
+    letters = dict(zip(("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "efd?bhiqBHIQ"))
+    kind, raw = scalar.args
+    raw = raw.args[0].encode("latin1") if isinstance(raw, Inert) else raw
+    letter = letters.get(kind.args[0])
+    return struct.unpack(f"<{letter}", raw)[0] if letter else repr(scalar)
