@@ -1,13 +1,13 @@
 """The images of a Config: for pretraining, and labelled for probing."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from recipes.vision.presets import Config
+from recipes.vision.config import Config
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
-from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet
+from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet, tiny_imagenet
 from stec.vision.loading import load
 from stec.vision.rendered import rendered_images
 
@@ -90,8 +90,8 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
         if config.limit is not None:
             images = images.subset(config.limit, seed=0)
         return Inputs(images, f"{len(images):,} images, in memory")
-    if config.data == "imagenet":
-        files = imagenet(_root(config), "train")
+    if config.data in ("imagenet", "tiny-imagenet"):
+        files = (imagenet if config.data == "imagenet" else tiny_imagenet)(_root(config), "train")
     else:
         folder = _root(config)
         if folder_split(folder, "test"):  # else "train" may be a class, as in bus, car, train
@@ -109,36 +109,60 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
 
 def labelled_images(config: Config, progress: Progress | None = None) -> tuple[Inputs, Inputs]:
     """Labelled images to fit probes on and to test them on. ValueError where there are no labels."""
+    train, test = labelled_sources(config)
+    return read(config, train, progress), read(config, test, progress)
+
+
+def labelled_sources(config: Config) -> tuple[ImageSet | ImageFiles, ImageSet | ImageFiles]:
+    """As `labelled_images`, but no file is decoded yet: a part of them can be selected first."""
+    train: ImageSet | ImageFiles
+    test: ImageSet | ImageFiles
     if config.data == "rendered":
         size = config.augmentation.size or 32
-        train = rendered_images(config.limit or RENDERED_N, size=size, seed=RENDERED_TRAIN)
-        test = rendered_images(2_000, size=size, seed=RENDERED_TEST)
-        return Inputs(ImageSet(*train), "rendered"), Inputs(ImageSet(*test), "rendered, other seed")
-    if config.data in ("cifar10", "cifar100"):
-        read = cifar10 if config.data == "cifar10" else cifar100
-        train_set, test_set = read(_root(config), train=True), read(_root(config), train=False)
+        train = ImageSet(*rendered_images(config.limit or RENDERED_N, size=size, seed=RENDERED_TRAIN))
+        test = ImageSet(*rendered_images(2_000, size=size, seed=RENDERED_TEST))
+    elif config.data in ("cifar10", "cifar100"):
+        cifar = cifar10 if config.data == "cifar10" else cifar100
+        train, test = (cifar(_root(config), train=part, download=config.download) for part in (True, False))
     elif config.data == "stl10":
-        train_set, test_set = stl10(_root(config), "train"), stl10(_root(config), "test")
+        train, test = (stl10(_root(config), part, download=config.download) for part in ("train", "test"))
     else:
-        return _labelled_files(config, progress)
-    if config.limit is not None and config.limit < len(train_set):
-        train_set = train_set.subset(config.limit, seed=0)
-    return Inputs(train_set, f"{len(train_set):,} images"), Inputs(test_set, f"{len(test_set):,} images")
-
-
-def _labelled_files(config: Config, progress: Progress | None) -> tuple[Inputs, Inputs]:
-    root = _root(config)
-    if config.data == "imagenet":
-        train, test = imagenet(root, "train"), imagenet(root, "val")
-    else:
-        folders = folder_split(root, "train"), folder_split(root, "test")
-        if folders[0] is None or folders[1] is None or not has_classes(folders[0]):
-            raise ValueError(
-                f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, "
-                "or probe the encoder on another set with --root and --data"
-            )
-        train = image_folder(folders[0], labelled=True)
-        test = image_folder(folders[1], labelled=True, classes=train.classes)
+        train, test = _labelled_files(config)
     if config.limit is not None and config.limit < len(train):
         train = train.subset(config.limit, seed=0)
-    return _in_memory(config, train, None, progress), _in_memory(config, test, None, progress)
+    return train, test
+
+
+def read(config: Config, images: ImageSet | ImageFiles, progress: Progress | None = None) -> Inputs:
+    """Files decoded into memory where they fit; what lies there already as it is."""
+    if isinstance(images, ImageSet):
+        return Inputs(images, f"{len(images):,} images")
+    return _in_memory(config, images, None, progress)
+
+
+def _labelled_files(config: Config) -> tuple[ImageFiles, ImageFiles]:
+    root = _root(config)
+    if config.data in ("imagenet", "tiny-imagenet"):
+        files = imagenet if config.data == "imagenet" else tiny_imagenet
+        return files(root, "train"), files(root, "val")
+    folders = folder_split(root, "train"), folder_split(root, "test")
+    if folders[0] is None or folders[1] is None or not has_classes(folders[0]):
+        raise ValueError(
+            f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, "
+            "or probe the encoder on another set with --root and --data"
+        )
+    train = image_folder(folders[0], labelled=True)
+    return train, image_folder(folders[1], labelled=True, classes=train.classes)
+
+
+def at_size(config: Config, image_size: Sequence[int], size: int | None = None) -> Config:
+    """The configuration with images of `size` pixels a side; None: as large as those of pretraining.
+
+    Those had the size that the law of the views gives, or their own, `image_size`: images of another size are then
+    brought to it. ValueError for a size that is none.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; need the pixels of a side, such as 32")
+    height, width = image_size
+    size = size or config.augmentation.size or (height if height == width else None)
+    return dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, size=size))

@@ -111,7 +111,7 @@ def manipulation(config: Config, feature_dim: int, image_size: tuple[int, int]) 
     d = len(copy.components)
     if config.manipulation == "binned":
         bins = action_bins(config, image_size)
-        return BinnedActions(mlp(2 * feature_dim, hidden, d * bins.bins), bins)
+        return BinnedActions(mlp(2 * feature_dim, hidden, d * bins.bins), bins, components=copy.components)
     std = simulated(config, image_size).std(dim=0)
     # A constant component (two of the released label's six) teaches nothing; any width will do for it.
     return RegressedActions(mlp(2 * feature_dim, hidden, d), std=torch.where(std > 0, std, 1.0))

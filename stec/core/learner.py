@@ -1,6 +1,7 @@
 """The one LightningModule: knows the batch type, neither the modality nor the method."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from stec.core import distributed
 from stec.core.actions import ViewPair, step_seed
 from stec.core.checkpoints import FORMAT
+from stec.core.diagnostics import CollapsedFeatures, Diagnosed, collapse, describe
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
 from stec.core.optim import Schedule, parameter_groups, warmup_cosine
@@ -35,9 +37,12 @@ class Learner(lightning.LightningModule):
     follows `schedule` step by step. `target_momentum` is the momentum encoder's, for objectives that want one.
 
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
-    `check_every` steps, because reading waits for the device; between two reads nothing does. The probe takes plain
-    steps of `probe_lr`, under the same schedule. `compiled` compiles the
-    encoder. `record` is what a checkpoint says of itself: plain values that recreate the networks.
+    `check_every` steps, because reading waits for the device; between two reads nothing does. Each read also logs
+    `diagnostics` of the last step alone (`stec.core.diagnostics`): the spread of its features, and what models tell of
+    themselves, as means over processes of the local values. CollapsedFeatures is warned of once, after the warm-up.
+
+    The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `record` is
+    what a checkpoint says of itself: plain values that recreate the networks.
     """
 
     def __init__(
@@ -94,6 +99,10 @@ class Learner(lightning.LightningModule):
         self._rate = 0.0  # of the last step in the trace
         self._read = 0
         self.last: dict[str, float] = {}  # the means of the last read, for a progress bar
+        self.diagnostics: dict[str, float] = {}  # of the last step before the last read
+        self._latest: tuple[Tensor, ...] = ()  # features of the last step, which they describe
+        self._start: dict[str, float] | None = None  # the diagnostics of the first read of this process
+        self._warned = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +133,7 @@ class Learner(lightning.LightningModule):
             terms["online"] = score.accuracy
             loss = loss + score.loss
         self._trace.append(torch.stack([terms[name].detach().float() for name in self.names]))
+        self._latest = tuple(view.detach() for view in representations(online))
         self._rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         if (self.global_step + 1) % self.check_every == 0:
             self.read_terms()
@@ -133,11 +143,14 @@ class Learner(lightning.LightningModule):
         """Read the terms since the last read, log their means, and raise NonFiniteLoss where one is not finite."""
         if not self._trace:
             return
-        trace = torch.stack(self._trace)
+        described = self._describe()
+        steps = len(self._trace)
+        read = torch.cat([*self._trace, *(value.float().reshape(1) for value in described.values())])
         if distributed.world_size() > 1:
-            torch.distributed.all_reduce(trace)
-            trace /= distributed.world_size()
-        trace, steps, self._trace = trace.cpu(), len(self._trace), []
+            torch.distributed.all_reduce(read)
+            read /= distributed.world_size()
+        read, self._trace, self._latest = read.cpu(), [], ()
+        trace = read[: steps * len(self.names)].view(steps, -1)
         terms = trace[:, : len(self.objective.names) + 1]  # the probe's accuracy is NaN where nothing is labelled
         bad = (~terms.isfinite()).nonzero()
         if len(bad):
@@ -148,8 +161,32 @@ class Learner(lightning.LightningModule):
             )
         self._read += steps
         self.last = dict(zip(self.names, trace.mean(dim=0).tolist()))
+        self.diagnostics = dict(zip(described, read[trace.numel() :].tolist()))
         for logger in self.loggers:
-            logger.log_metrics({**self.last, "lr": self._rate}, step=self._read)
+            logger.log_metrics({**self.last, "lr": self._rate, **self.diagnostics}, step=self._read)
+        self._warn_of_collapse()
+
+    @torch.no_grad()
+    def _describe(self) -> dict[str, Tensor]:
+        """The diagnostics of the last step, on the device; a name that two models use has the model's before it."""
+        found = describe(*self._latest)
+        for name, model in self.objective.models.items():
+            for module in model.modules():
+                if isinstance(module, Diagnosed):
+                    told = module.diagnostics()
+                    found |= {f"{name}/{key}": told[key] for key in told} if told.keys() & found.keys() else told
+        return found
+
+    def _warn_of_collapse(self) -> None:
+        """Warn on the first process, once, where the features collapsed since this process began."""
+        if self._start is None:
+            self._start = self.diagnostics
+        if self._warned or self._read <= self.warmup_steps:
+            return
+        message = collapse(self.diagnostics, self._start, self._read - 1)
+        if message and distributed.rank() == 0:
+            warnings.warn(message, CollapsedFeatures, stacklevel=2)
+        self._warned = message is not None
 
     def optimizer_step(self, *args: Any) -> None:
         """The optimiser's step, then every momentum encoder's."""
@@ -196,6 +233,11 @@ class Learner(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def representations(features: Features) -> list[Tensor]:
+    """The features of x, and of x' where there is one; of a tuple of representations the first."""
+    return [part if isinstance(part, Tensor) else part[0] for part in features.pair]
+
+
 def both_views(features: Features) -> Tensor:
-    """(2b, f): what a probe reads, the features of both views; of a tuple of representations the first."""
-    return torch.cat([part if isinstance(part, Tensor) else part[0] for part in features.pair])
+    """(2b, f): what a probe reads, the representations of both views."""
+    return torch.cat(representations(features))

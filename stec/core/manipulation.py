@@ -1,11 +1,14 @@
 """Manipulation-related inverse models q(a_manip | a_id = 0, x, x'): which action turned one view into the other?"""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stec.core import distributed
 from stec.core.actions import Bins, ViewPair
+from stec.core.diagnostics import bin_score
 from stec.core.losses import binned_nll, gaussian_nll
 from stec.core.objective import Features, InverseModel
 
@@ -14,13 +17,20 @@ class BinnedActions(InverseModel):
     """Eq. 3: a softmax over K bins for each component of the action, read off the features of both views.
 
     `head` (psi) maps the concatenated features (b, 2f) to (b, d * K), component after component. The loss is the mean
-    over valid pairs and over components; the paper's sum over d components is d times that.
+    over valid pairs and over components; the paper's sum over d components is d times that. `components` name the
+    columns of the action in `diagnostics`; by default they are numbered.
     """
 
-    def __init__(self, head: nn.Module, bins: Bins) -> None:
+    def __init__(self, head: nn.Module, bins: Bins, *, components: Sequence[str] | None = None) -> None:
         super().__init__()
+        if components is not None and bins.edges.shape[0] not in (1, len(components)):
+            raise ValueError(
+                f"components are {', '.join(components)}; the bins are for {bins.edges.shape[0]} components: name each"
+            )
         self.head = head
         self.bins = bins
+        self.components = None if components is None else tuple(components)
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None  # logits, bins and valid of the last batch
 
     def logits(self, online: Features) -> Float[Tensor, "b d k"]:
         """The model's beliefs psi, one row of K for each component."""
@@ -28,8 +38,23 @@ class BinnedActions(InverseModel):
         return flat.unflatten(1, (-1, self.bins.bins))
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
-        loss = binned_nll(self.logits(online), self.bins(pair.action), pair.valid)
-        return distributed.part_of_mean(loss, pair.valid.sum())
+        logits, bins = self.logits(online), self.bins(pair.action)
+        self._latest = logits.detach(), bins, pair.valid
+        return distributed.part_of_mean(binned_nll(logits, bins, pair.valid), pair.valid.sum())
+
+    def diagnostics(self) -> dict[str, Float[Tensor, ""]]:
+        """On the last batch, "accuracy/NAME" of each component, and "majority/NAME", the share of its commonest bin."""
+        if self._latest is None:
+            return {}
+        score = bin_score(*self._latest)
+        names = self.components or tuple(str(i) for i in range(len(score.accuracy)))
+        if len(names) != len(score.accuracy):
+            raise ValueError(f"components are {', '.join(names)}; the head reads {len(score.accuracy)}: name each")
+        return {
+            f"{kind}/{name}": value
+            for kind, values in score._asdict().items()
+            for name, value in zip(names, values.unbind())
+        }
 
 
 class RegressedActions(InverseModel):

@@ -5,7 +5,7 @@ Folders of image files are read by `stec.vision.folder`; sets too large for memo
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,6 +52,10 @@ class ImageSet:
         """The same set on another device."""
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
 
+    def select(self, indices: Int[Tensor, " m"]) -> "ImageSet":
+        """The images at `indices`."""
+        return ImageSet(self.images[indices], self.labels[indices], self.classes)
+
     def subset(self, n: int, seed: int) -> "ImageSet":
         """`n` images in their old order, drawn by `balanced`: a function of (set, n, seed) alone.
 
@@ -59,8 +63,7 @@ class ImageSet:
         >>> ImageSet(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), labels, ("cat", "dog")).subset(4, seed=0).labels
         tensor([0, 0, 1, 1])
         """
-        chosen = balanced(self.labels, n, seed=seed)
-        return ImageSet(self.images[chosen], self.labels[chosen], self.classes)
+        return self.select(balanced(self.labels, n, seed=seed))
 
 
 def balanced(labels: Int[Tensor, " n"], count: int, *, seed: int) -> Int[Tensor, " count"]:
@@ -81,6 +84,42 @@ def balanced(labels: Int[Tensor, " n"], count: int, *, seed: int) -> Int[Tensor,
     turn = torch.randperm(len(sizes), generator=generator)[which]
     chosen = shuffled[(rank * len(sizes) + turn).argsort()[:count]]
     return chosen.sort().values.to(labels.device)
+
+
+def class_share(
+    labels: Int[Tensor, " n"], share: float, *, classes: Sequence[str], seed: int
+) -> Int[Tensor, " share_n"]:
+    """Rising indices of a share of the labelled items, as many of each class: few labels for semi-supervised learning.
+
+    Takes round(share * labelled items), the classes' counts differing by one at most; all of them where `share` is 1.
+    A function of (labels, share, seed) alone, and a smaller share lies within a larger one (see `balanced`). Raises
+    ValueError where that is fewer than one item a class, or more than a class has.
+
+    >>> class_share(torch.tensor([0, 1, 0, 1, 0, 1, -1]), 1 / 3, classes=("cat", "dog"), seed=0)
+    tensor([2, 5])
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; need more than 0 and at most 1, such as 0.01 for 1 %")
+    labelled = (labels >= 0).nonzero()[:, 0]
+    if not len(labelled):
+        raise ValueError("no item has a label; give labelled images")
+    if share == 1:
+        return labelled
+    count = round(share * len(labelled))
+    if count < len(classes):
+        raise ValueError(
+            f"a share of {share:g} of {len(labelled)} labels is {count}, but there are {len(classes)} classes; "
+            f"take at least {len(classes)} / {len(labelled)}, or more images"
+        )
+    chosen = labelled[balanced(labels[labelled], count, seed=seed)]
+    counts = labels[chosen].bincount(minlength=len(classes))
+    if int(counts.max() - counts.min()) > 1:
+        fewest = int(counts.argmin())
+        raise ValueError(
+            f"a share of {share:g} of {len(labelled)} labels is {count / len(classes):.3g} of each class, but "
+            f"{classes[fewest]} has {int(counts[fewest])}; take a smaller share, or give it more images"
+        )
+    return chosen
 
 
 def cifar10(root: str | Path, *, train: bool, download: bool = False) -> ImageSet:

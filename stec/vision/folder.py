@@ -152,7 +152,8 @@ def imagenet(root: str | Path, split: str) -> ImageFiles:
 def tiny_imagenet(root: str | Path, split: str) -> ImageFiles:
     """Split "train" or "val" of Tiny-ImageNet as published: `train/<wnid>/images`, `val/images` with a list of labels.
 
-    The classes are the sorted lines of `wnids.txt`. Raises ValueError where one of these is missing.
+    The classes are the sorted lines of `wnids.txt`, of which train has a folder each. Raises ValueError where one of
+    these is missing, or images and annotations of val do not match one to one.
     """
     _check_split(split, ("train", "val"))
     folder = Path(root).expanduser()
@@ -162,13 +163,35 @@ def tiny_imagenet(root: str | Path, split: str) -> ImageFiles:
             raise ValueError(f"{needed} does not exist; name the folder that Tiny-ImageNet's archive unpacks to")
     classes = sorted((folder / "wnids.txt").read_text().split())
     if split == "train":
-        return image_folder(folder / "train", labelled=True, classes=classes)
+        files = image_folder(folder / "train", labelled=True, classes=classes)
+        if absent := sorted(set(range(len(classes))) - set(files.labels.tolist())):
+            raise ValueError(
+                f"{folder / 'train'} has no folder for {_few([classes[i] for i in absent])} of wnids.txt; "
+                "unpack the archive again, or take these lines out"
+            )
+        return files
+    wnid = _annotations(listing, classes)
     paths = scan(folder / "val" / "images")
-    wnid = {line.split("\t")[0]: line.split("\t")[1] for line in listing.read_text().splitlines() if line}
-    if unlabelled := [path.name for path in paths if wnid.get(path.name) not in classes]:
+    names = {path.name for path in paths}
+    if unlabelled := sorted(names - set(wnid)):
         raise ValueError(f"{listing} gives no class of wnids.txt to {_few(unlabelled)}; unpack the archive again")
+    if missing := sorted(set(wnid) - names):
+        raise ValueError(f"{folder / 'val' / 'images'} lacks {_few(missing)} of {listing}; unpack the archive again")
     labels = torch.tensor([classes.index(wnid[path.name]) for path in paths])
     return ImageFiles.of(folder / "val" / "images", paths, labels, classes)
+
+
+def _annotations(listing: Path, classes: Sequence[str]) -> dict[str, str]:
+    """The class of each image by its name. ValueError names the line that has none, or another than `classes`."""
+    wnid: dict[str, str] = {}
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        name, *rest = line.split("\t")
+        if line and (not rest or rest[0] not in classes):
+            what = f"gives {name} the class {rest[0]}, which wnids.txt lacks" if rest else "has no tab and class"
+            raise ValueError(f"{listing}, line {number}, {what}; unpack the archive again")
+        if line:
+            wnid[name] = rest[0]
+    return wnid
 
 
 def _check_split(split: str, splits: tuple[str, ...]) -> None:

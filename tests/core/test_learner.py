@@ -1,6 +1,7 @@
 """The Learner on a modality that core does not know: vectors seen from shifted places."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from stec.core.actions import Bins, ViewPair
 from stec.core.batches import EpochBatches
 from stec.core.checkpoints import load_checkpoint, load_weights
+from stec.core.diagnostics import CollapsedFeatures, describe
 from stec.core.identity import SimCLR
 from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.manipulation import BinnedActions
@@ -71,12 +73,14 @@ class Recording(Learner):
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self.seen: list[dict[str, float]] = []
+        self.described: list[dict[str, float]] = []
 
     def read_terms(self) -> None:
         fresh = bool(self._trace)
         super().read_terms()
         if fresh:
             self.seen.append(dict(self.last))
+            self.described.append(dict(self.diagnostics))
 
 
 def a_learner(*, momentum: bool = False, check_every: int = 1, steps: int = STEPS, adam: bool = False) -> Recording:
@@ -145,6 +149,7 @@ def test_a_resumed_run_repeats_the_unbroken_one(tmp_path: Path, stop: int, momen
     fit(second, a_trainer(tmp_path, callbacks=[saver]), tmp_path / f"step={stop}.ckpt")
     assert len(whole.seen) == STEPS
     assert first.seen + second.seen == whole.seen
+    assert first.described + second.described == whole.described
     for name, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
 
@@ -240,6 +245,166 @@ def test_the_logged_rate_is_that_of_the_last_step_read(tmp_path: Path, check_eve
     fit(a_learner(check_every=check_every), trainer)
     for row in rows.rows:
         assert row["lr"] == pytest.approx(0.5 * warmup_cosine(int(row["step"]) - 1, 2, STEPS))
+
+
+NAMES = ["alignment", "uniformity", "effective_rank", "feature_std", "accuracy/0", "majority/0"]
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_each_read_logs_what_the_last_step_looked_like(tmp_path: Path, check_every: int) -> None:
+    """Beside the terms, under the same names each time; between two reads nothing is computed."""
+    learner, trainer = a_learner(check_every=check_every), a_trainer(tmp_path)
+    trainer.logger = rows = Rows()
+    outputs: list[Tensor] = []
+    learner.encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output.detach()))
+    calls: list[int] = []
+
+    def counted(*views: Tensor) -> dict[str, Tensor]:
+        calls.append(len(outputs))
+        return describe(*views)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stec.core.learner.describe", counted)
+        fit(learner, trainer)
+    reads = [*range(check_every, STEPS, check_every), STEPS]
+    assert calls == reads == [row["step"] for row in rows.rows]
+    for row in rows.rows:
+        assert list(row) == [*learner.names, "lr", *NAMES, "step"]
+        expected = describe(*outputs[int(row["step"]) - 1].chunk(2))
+        for name, value in expected.items():
+            assert row[name] == float(value)
+        assert 0.0 <= row["accuracy/0"] <= 1.0
+        assert 1 / 6 <= row["majority/0"] <= 1.0
+    assert learner.diagnostics == {name: rows.rows[-1][name] for name in NAMES}
+    assert not learner.diagnostics.keys() & learner.last.keys()
+
+
+def test_reading_changes_nothing_about_the_training(tmp_path: Path) -> None:
+    often, seldom = a_learner(momentum=True), a_learner(momentum=True, check_every=5)
+    fit(often, a_trainer(tmp_path))
+    fit(seldom, a_trainer(tmp_path))
+    for name, value in often.state_dict().items():
+        assert torch.equal(seldom.state_dict()[name], value), name
+
+
+def test_terms_and_diagnostics_are_averaged_over_processes_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, trainer = a_learner(), a_trainer(tmp_path, steps=1)
+    fit(learner, trainer)
+    alone = {**learner.last, **learner.diagnostics}
+    reduced: list[Tensor] = []
+    monkeypatch.setattr("stec.core.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor: reduced.append(tensor.mul_(6)))
+    learner._trace = [torch.tensor([alone[name] for name in learner.names])]
+    told = {name: torch.tensor(alone[name]) for name in NAMES}
+    monkeypatch.setattr(learner, "_describe", lambda: told)
+    learner.read_terms()
+    assert len(reduced) == 1
+    for name, value in {**learner.last, **learner.diagnostics}.items():
+        assert value == pytest.approx(3 * alone[name]), name
+
+
+def test_two_readers_of_actions_keep_their_names_apart() -> None:
+    learner = a_learner()
+    for name in ("first", "second"):
+        learner.objective.models[name] = BinnedActions(nn.Linear(12, 6), Bins.uniform(-2.0, 2.0, 6))
+    features = Features(torch.randn(4, 6), torch.randn(4, 6))
+    pair = shifted((torch.randn(4, 8), torch.zeros(4).long()), torch.Generator())
+    for name in ("manipulation", "first", "second"):
+        learner.objective.models[name](features, None, pair)
+    learner._latest = features.pair
+    found = learner._describe()
+    pairs = [("accuracy/0", "manipulation"), ("first/accuracy/0", "first"), ("second/accuracy/0", "second")]
+    for key, name in pairs:
+        assert torch.equal(found[key], learner.objective.models[name].diagnostics()["accuracy/0"])
+
+
+class Sequences(nn.Module):
+    """An encoder with two outputs over time, as one of speech has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, 12)
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        context = self.net(rows).unflatten(1, (2, 6))
+        return context, context.square()
+
+
+class Predicts(InverseModel):
+    """A model of pairs that may have no x'."""
+
+    def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Tensor:
+        context, latents = online.x
+        return (context - latents.detach()).square().mean()
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_sequences_and_views_without_a_partner_are_described(tmp_path: Path, alone: bool) -> None:
+    def views(batch: tuple[Tensor, Tensor], generator: torch.Generator) -> ViewPair:
+        pair = shifted(batch, generator)
+        return pair._replace(x_prime=None) if alone else pair
+
+    learner = Learner(
+        Sequences(),
+        STECObjective({"time": Predicts()}, {"time": 1.0}),
+        views=views,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01),
+        adapt=by_kind,
+        weight_decay=0.0,
+        warmup_steps=0,
+        total_steps=STEPS,
+        seed=0,
+    )
+    outputs: list[Tensor] = []
+    learner.encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output[0].detach()))
+    fit(learner, a_trainer(tmp_path))
+    views_seen = [outputs[-1]] if alone else outputs[-1].chunk(2)
+    assert list(learner.diagnostics) == NAMES[1 if alone else 0 : 4]
+    assert learner.diagnostics == {name: float(value) for name, value in describe(*views_seen).items()}
+
+
+class Collapses(lightning.Callback):
+    """From a step on, the encoder gives nearly the same features whatever it sees."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step >= self.step:
+            with torch.no_grad():
+                module.encoder[-1].weight.copy_(0.01 * torch.eye(6, 16))
+                module.encoder[-1].bias.fill_(1.0)
+
+
+# the warm-up takes 2 steps, steps count from 0
+@pytest.mark.parametrize(("begins", "told"), [(5, 5), (1, 2)])
+def test_a_collapse_is_warned_of_once_and_after_the_warm_up(tmp_path: Path, begins: int, told: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CollapsedFeatures)
+        fit(a_learner(), a_trainer(tmp_path, callbacks=[Collapses(begins)]))
+    found = [str(warning.message) for warning in caught if warning.category is CollapsedFeatures]
+    assert len(found) == 1
+    assert f"at step {told} they have feature_std 0.0" in found[0]
+
+
+def test_features_that_start_alike_are_no_alarm(tmp_path: Path) -> None:
+    """Every warning is an error here."""
+    learner = a_learner()
+    fit(learner, a_trainer(tmp_path, callbacks=[Collapses(0)]))
+    assert learner.diagnostics["feature_std"] < 0.05
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_process_warns_for_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = a_learner()
+    learner._start, learner.diagnostics, learner._read = {"feature_std": 0.5}, {"feature_std": 0.1}, 9
+    monkeypatch.setattr("stec.core.distributed.rank", lambda: rank)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", CollapsedFeatures)
+        learner._warn_of_collapse()
+    assert len(caught) == (rank == 0)
 
 
 def test_the_probe_takes_plain_steps_of_its_own_rate() -> None:

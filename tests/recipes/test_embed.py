@@ -1,0 +1,214 @@
+"""Fig. 4 on a few rendered images: the command itself, what it measures, and mistakes."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from recipes import records
+from recipes.vision import embed, embed_picture
+from recipes.vision.config import Config
+from recipes.vision.presets import preset
+from recipes.vision.run import load_learner
+from recipes.vision.run import pretrain as train
+from stec.vision.analysis import centroid_distances
+from stec.vision.data import ImageSet
+from stec.vision.views import SIMCLR_IMAGENET, SIMCLR_STL
+
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
+
+
+def tiny(**changes: object) -> Config:
+    """A run of a second."""
+    config = dataclasses.replace(
+        preset("quickstart"),
+        width=4,
+        limit=32,
+        batch_size=16,
+        epochs=1,
+        warmup_epochs=0,
+        precision="32-true",
+        projection_hidden=16,
+        projection_out=8,
+        manipulation_hidden=16,
+    )
+    return dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    """One of SimCLR and two of S-TEC."""
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {"simclr": tiny(lambda_manip=0.0), "stec": tiny(), "stec-1": tiny(seed=1)}
+    return tuple(train(config, folder / name, quiet=True).checkpoint for name, config in settings.items())
+
+
+def first_two(features: Tensor, *, seed: int) -> Tensor:
+    """A projection in UMAP's place, which takes long to compile."""
+    return features[:, :2].clone()
+
+
+def test_the_command_writes_picture_and_record(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:
+    """With UMAP, in Python rather than compiled: that is faster for few images."""
+    words = ["--checkpoint", str(checkpoints[1]), "--n", "20", "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "recipes.vision.embed", *words],
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "Warning" not in done.stderr
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"embedding.png", "embedding.json"}
+    with Image.open(tmp_path / "out" / "embedding.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+    assert (tmp_path / "out" / "embedding.png").stat().st_size < 150_000
+    (record,) = records.read(tmp_path / "out" / "embedding.json")
+    assert (record.method, record.stage) == ("S-TEC exact", "analysis")
+    assert [(x.metric, x.protocol) for x in record.results] == [
+        (metric, space)
+        for space in ("features", "embedding")
+        for metric in ("centroid distance", "centroid distance over class distance")
+    ]
+    for distance, ratio in (record.results[:2], record.results[2:]):
+        assert ratio.value == pytest.approx(distance.value / distance.details["between classes"], rel=0.02)
+        each = distance.details["each class"]
+        assert len(each) == 10
+        assert sum(each.values()) / 10 == pytest.approx(distance.value, abs=1e-3)
+    assert record.settings["embedding"]["images"]["n"] == 20
+    assert record.settings["embedding"]["umap"]["n_neighbors"] == 15
+    assert str(tmp_path) not in (tmp_path / "out" / "embedding.json").read_text()
+
+
+def test_distances_are_those_of_the_features_of_one_set_of_views(
+    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the encoders themselves; both see the same pixels."""
+    monkeypatch.setattr(embed, "umap_places", first_two)
+    seen: list[list[Tensor]] = []
+    extract = embed.extract
+
+    def spied(encoder: torch.nn.Module, batches: object, **settings: object) -> object:
+        kept = list(batches)  # type: ignore[call-overload]
+        seen.append([views for views, _ in kept])
+        return extract(encoder, kept, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embed, "extract", spied)
+    arguments = embed.Arguments(checkpoints[:2], n=260)
+    found = embed.embed(arguments, tmp_path)
+    pixels = [torch.cat(batches) for batches in seen]
+    assert [len(batch) for batches in seen for batch in batches] == [256, 4, 256, 4]
+    assert torch.equal(pixels[0], pixels[1])
+    images, _ = embed.test_images(arguments, load_learner(checkpoints[0])[1])
+    assert images.labels.bincount().tolist() == [26] * 10
+    for path, record in zip(checkpoints, found):
+        encoder = load_learner(path)[0].encoder.eval()
+        with torch.no_grad():
+            still, moved = encoder(images.images.float() / 255), encoder(pixels[0])
+        for space, points in ((0, (still, moved)), (2, (still[:, :2], moved[:, :2]))):
+            expected = centroid_distances(*points, labels=images.labels, augmented_labels=images.labels)
+            assert record.results[space].value == pytest.approx(expected.distance, abs=2e-4)
+            assert record.results[space + 1].value == pytest.approx(expected.ratio, abs=2e-4)
+
+
+def test_runs_of_one_method_are_told_apart_by_their_folders(
+    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "umap_places", first_two)
+    drawn: list[str] = []
+    draw = embed_picture.draw
+
+    def spied(rows: list[embed_picture.Row], *rest: object, **settings: object) -> object:
+        drawn.extend(row.name for row in rows)
+        return draw(rows, *rest, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(embed_picture, "draw", spied)
+    embed.embed(embed.Arguments(checkpoints, n=40), tmp_path)
+    assert drawn == ["SimCLR", "S-TEC exact, stec", "S-TEC exact, stec-1"]
+
+
+def test_views_follow_the_law_of_pretraining_and_know_their_magnitude() -> None:
+    """Magnitude tells the crop: with no other change, the view of a ramp spans as much of it as the crop does."""
+    ramp = torch.arange(96, dtype=torch.uint8)[None, None, None].expand(300, 3, 96, 96).contiguous()
+    images = ImageSet(ramp, torch.zeros(300, dtype=torch.int64), ("ramp",))
+    law = dataclasses.replace(SIMCLR_STL, strength=0.0, p_jitter=0.0, p_grayscale=0.0, p_blur=0.0, p_solarise=0.0)
+    views = embed.draw_views(images, law, seed=0)
+    assert not torch.equal(views.magnitude, embed.draw_views(images, law, seed=1).magnitude)
+    assert len(views.magnitude.unique()) > 250  # no batch repeats the one before it
+    pixels = torch.cat([batch for batch, _ in views.batches()])
+    spans = (pixels[:, 0, 48].amax(dim=1) - pixels[:, 0, 48].amin(dim=1)) * 255 / 95  # the crop's width over 96
+    width = torch.cat([crops.width for crops, _ in views.draws]) / 96
+    height = torch.cat([crops.height for crops, _ in views.draws]) / 96
+    assert (spans - width).abs().max() < 0.03
+    assert views.magnitude.tolist() == pytest.approx((1 - width * height).tolist(), abs=1e-6)
+    coloured, labels = next(embed.draw_views(images, SIMCLR_STL, seed=0).batches())
+    assert len(coloured) == len(labels) == 256
+    changed = (coloured - pixels[:256]).abs().flatten(1).amax(dim=1) > 0.02
+    assert 0.6 < float(changed.float().mean()) < 1.0  # four fifths are jittered, the crops are the same
+    batch, _ = next(embed.draw_views(images, SIMCLR_IMAGENET, seed=0).batches())
+    assert batch.shape == (256, 3, 224, 224)
+
+
+def a_row(n: int, classes: int) -> tuple[embed_picture.Row, Tensor, list[str]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % classes
+    places = torch.randn(2 * n, 2, generator=generator)
+    found = centroid_distances(*places.chunk(2), labels=labels, augmented_labels=labels)
+    row = embed_picture.Row("S-TEC", places, torch.cat((labels, labels)), found, found)
+    return row, torch.rand(n, generator=generator), [f"class {i}" for i in range(classes)]
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(2, 1), (10, 3), (20, 1), (100, 1)])
+def test_every_encoder_has_four_panels(classes: int, rows: int, tmp_path: Path) -> None:
+    row, magnitude, names = a_row(200, classes)
+    figure = embed_picture.draw([row] * rows, magnitude, names, path=tmp_path / "x.png")
+    assert len(figure.axes) == 4 * rows + 1  # and the bar of magnitudes
+    shown = [len(panel.collections[0].get_offsets()) for panel in figure.axes[:3]]
+    assert shown == [400, 400, 200]
+    assert len(figure.axes[3].lines) == 3 * classes
+    # the first panel's colours are magnitudes, 0 for plain images, and each point has its own
+    points = figure.axes[0].collections[0]
+    of_point = {tuple(point): value for point, value in zip(points.get_offsets().tolist(), points.get_array().tolist())}
+    for i in (0, 7, 199):
+        assert of_point[tuple(row.places[i].tolist())] == 0.0
+        assert of_point[tuple(row.places[200 + i].tolist())] == pytest.approx(float(magnitude[i]))
+    # and those of the second and third are classes
+    colours = embed_picture.colours(torch.arange(classes), classes)
+    assert len({tuple(colour) for colour in colours.tolist()}) == classes
+    both, alone = (figure.axes[k].collections[0] for k in (1, 2))
+    of_both = dict(zip(map(tuple, both.get_offsets().tolist()), both.get_facecolors().tolist()))
+    for i in (0, 7, 199):
+        assert alone.get_facecolors()[i].tolist() == pytest.approx(colours[i % classes].tolist())
+        assert of_both[tuple(row.places[200 + i].tolist())] == pytest.approx(colours[i % classes].tolist())
+
+
+def test_without_umap_the_extra_is_named(
+    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ValueError, match=r"pip install 'stec\[analysis\]'"):
+        embed.embed(embed.Arguments(checkpoints), tmp_path)
+
+
+def test_images_of_many_sizes_are_refused(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for i, size in enumerate([(40, 50), (64, 36)]):
+            folder = tmp_path / split / f"class{i}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", size).save(folder / "x.png")
+    arguments = embed.Arguments(checkpoints, root=tmp_path, data="folder")
+    with pytest.raises(ValueError, match="images of one size are embedded"):
+        embed.test_images(arguments, load_learner(checkpoints[0])[1])
+
+
+def test_a_checkpoint_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give --checkpoint FILE"):
+        embed.embed(embed.Arguments(()), tmp_path)
