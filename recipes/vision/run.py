@@ -19,6 +19,7 @@ from stec.core.learner import Learner
 from stec.core.optim import LARS, by_kind, by_name
 from stec.core.probe import OnlineProbe
 from stec.vision.data import ImageSet, ResidentLoader
+from stec.vision.encoders import prefers_channels_last
 from stec.vision.folder import ImageFiles
 from stec.vision.streaming import CroppedPairs, streaming_loader
 from stec.vision.views import Augmentation
@@ -116,7 +117,7 @@ def build_learner(
         target_momentum=config.momentum,
         probe=OnlineProbe(feature_dim, classes) if classes > 1 else None,
         probe_lr=min(config.lr, 0.04),  # of the released code's linear fit: LARS's rates would blow plain SGD up
-        channels_last=True,
+        channels_last=prefers_channels_last(network),
         check_every=config.check_every,
         compiled=config.compiled,
         record={

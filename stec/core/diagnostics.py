@@ -16,15 +16,17 @@ from torch.nn import functional as F
 ROWS = 1024  # of a batch, that are described: enough for means, few enough to cost little
 SIDE = 512  # of the largest matrix whose eigenvalues are taken for that: its cost grows with the cube
 
-# Measured in training mode, on ResNets (untrained, and under SimCLR and S-TEC) and CPC's contexts: feature_std was at
-# least 0.27 and effective_rank 13, but for encoders without normalisation, which start as low as 0.03 and 1.4. Of four
-# runs made to collapse (two views drawn together, nothing else), two fell to 0.05 and 0.13 and a rank of 4 and 2 within
-# 60 steps; in the two others it was the head that collapsed, and the features kept 0.27 and 0.37.
-COLLAPSED = {"feature_std": 0.15, "effective_rank": 2.0}
+# Where feature_std counts as collapsed, and for how many steps it has to before that is told. Measured in training
+# mode, on ResNets (untrained, and under SimCLR and S-TEC) and CPC's contexts, it was at least 0.27, but for encoders
+# without normalisation, which start as low as 0.03, and for the first steps at a high rate without a warm-up (0.10). Of
+# four runs made to collapse (two views drawn together, nothing else), two fell to 0.05 and 0.15 and stayed there; in
+# the others it was the head that collapsed, and the features kept 0.27 and 0.37. The effective rank raises no alarm:
+# that of features of few classes is rightly small.
+COLLAPSED, PATIENCE = 0.2, 100
 
 
 class CollapsedFeatures(UserWarning):
-    """The features of all inputs became alike, or multiples of one another."""
+    """The features of all inputs became alike."""
 
 
 @runtime_checkable
@@ -146,29 +148,46 @@ def describe(
     }
 
 
-def collapse(found: Mapping[str, float], start: Mapping[str, float], step: int) -> str | None:
-    """What to tell a person where the features have collapsed by `step` (0, 1, ...) of training, else None.
+class CollapseWatch:
+    """Reads diagnostics as training goes on, and tells once that the features have collapsed.
 
-    They have where feature_std or effective_rank is below `COLLAPSED`, and below half of what it was at the `start`:
-    features with a large constant part, such as those of an encoder without normalisation, start low and are sound.
+    They have where feature_std stays below `COLLAPSED` for `PATIENCE` steps, and below two thirds of what it was when
+    this watch began: features with a large constant part, such as those of an encoder without normalisation, start low
+    and are sound. Steps before `after`, those of the warm-up, do not count.
 
-    >>> start = {"feature_std": 0.4, "effective_rank": 40.0}
-    >>> collapse({"feature_std": 0.38, "effective_rank": 20.0}, start, 500) is None
-    True
+    >>> watch = CollapseWatch(after=10)
+    >>> [watch.read({"feature_std": 0.4 if step < 50 else 0.1}, step) is None for step in (0, 50, 100, 200, 300)]
+    [True, True, True, False, True]
     """
-    low = [
-        f"{name} {found[name]:.3g} ({start[name]:.3g} at the start, alarm below {bound:g})"
-        for name, bound in COLLAPSED.items()
-        if name in found and name in start and found[name] < min(bound, start[name] / 2)
-    ]
-    if not low:
-        return None
-    return (
-        f"the features collapsed: at step {step} they have {' and '.join(low)}, so that different inputs look alike to "
-        "the encoder. A falling loss means nothing then. Lower the learning rate, or lengthen the warm-up; weigh the "
-        "term more that keeps features apart (negatives of a contrastive identity model, variance and covariance, "
-        "manipulation); a model without one needs its momentum encoder, or stopped gradient, and its predictor"
-    )
+
+    def __init__(self, *, after: int) -> None:
+        self.after = after
+        self._start: float | None = None
+        self._since: int | None = None  # the first of the low reads in a row
+        self._told = False
+
+    def read(self, found: Mapping[str, float], step: int) -> str | None:
+        """What to tell a person at this step (0, 1, ...), the first time that there is something to tell."""
+        if "feature_std" not in found:
+            return None
+        std = found["feature_std"]
+        if self._start is None:
+            self._start = std
+        if step < self.after or not std < min(COLLAPSED, self._start * 2 / 3):  # NaN is not
+            self._since = None
+            return None
+        if self._since is None:
+            self._since = step
+        if self._told or step - self._since < PATIENCE:
+            return None
+        self._told = True
+        return (
+            f"the features collapsed: feature_std is {std:.3g} at step {step}, and below {COLLAPSED:g} since step "
+            f"{self._since} (it began at {self._start:.3g}; 1: rows in all directions, 0: all alike). Different inputs "
+            "look alike to the encoder, and a falling loss means nothing. Lower the learning rate or lengthen the "
+            "warm-up; give more weight to what keeps features apart (negatives, variance, manipulation); a model that "
+            "has nothing of that needs its stopped gradient, predictor and momentum encoder"
+        )
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stec.core import distributed
 from stec.core.actions import ViewPair, step_seed
 from stec.core.checkpoints import FORMAT
-from stec.core.diagnostics import CollapsedFeatures, Diagnosed, collapse, describe
+from stec.core.diagnostics import CollapsedFeatures, CollapseWatch, Diagnosed, describe
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
 from stec.core.optim import Schedule, parameter_groups, warmup_cosine
@@ -39,7 +39,8 @@ class Learner(lightning.LightningModule):
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
     `check_every` steps, because reading waits for the device; between two reads nothing does. Each read also logs
     `diagnostics` of the last step alone (`stec.core.diagnostics`): the spread of its features, and what models tell of
-    themselves, as means over processes of the local values. CollapsedFeatures is warned of once, after the warm-up.
+    themselves, as means over processes of the local values. Features that collapse are warned of once
+    (`CollapseWatch`).
 
     The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `record` is
     what a checkpoint says of itself: plain values that recreate the networks.
@@ -101,8 +102,7 @@ class Learner(lightning.LightningModule):
         self.last: dict[str, float] = {}  # the means of the last read, for a progress bar
         self.diagnostics: dict[str, float] = {}  # of the last step before the last read
         self._latest: tuple[Tensor, ...] = ()  # features of the last step, which they describe
-        self._start: dict[str, float] | None = None  # the diagnostics of the first read of this process
-        self._warned = False
+        self._collapse = CollapseWatch(after=warmup_steps)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,10 +115,10 @@ class Learner(lightning.LightningModule):
         pair = self.views(batch, generator)
         if not self.channels_last:
             return pair
+        x, x_prime = (view if view is None else _channels_last(view) for view in (pair.x, pair.x_prime))
         more = pair.more
         if more is not None:
-            more = more._replace(views=tuple(view.to(memory_format=torch.channels_last) for view in more.views))
-        x, x_prime = (view.to(memory_format=torch.channels_last) for view in (pair.x, pair.x_prime))
+            more = more._replace(views=tuple(_channels_last(view) for view in more.views))
         return pair._replace(x=x, x_prime=x_prime, more=more)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -164,7 +164,9 @@ class Learner(lightning.LightningModule):
         self.diagnostics = dict(zip(described, read[trace.numel() :].tolist()))
         for logger in self.loggers:
             logger.log_metrics({**self.last, "lr": self._rate, **self.diagnostics}, step=self._read)
-        self._warn_of_collapse()
+        message = self._collapse.read(self.diagnostics, self._read - 1)
+        if message and distributed.rank() == 0:
+            warnings.warn(message, CollapsedFeatures, stacklevel=2)
 
     @torch.no_grad()
     def _describe(self) -> dict[str, Tensor]:
@@ -176,17 +178,6 @@ class Learner(lightning.LightningModule):
                     told = module.diagnostics()
                     found |= {f"{name}/{key}": told[key] for key in told} if told.keys() & found.keys() else told
         return found
-
-    def _warn_of_collapse(self) -> None:
-        """Warn on the first process, once, where the features collapsed since this process began."""
-        if self._start is None:
-            self._start = self.diagnostics
-        if self._warned or self._read <= self.warmup_steps:
-            return
-        message = collapse(self.diagnostics, self._start, self._read - 1)
-        if message and distributed.rank() == 0:
-            warnings.warn(message, CollapsedFeatures, stacklevel=2)
-        self._warned = message is not None
 
     def optimizer_step(self, *args: Any) -> None:
         """The optimiser's step, then every momentum encoder's."""
@@ -241,3 +232,7 @@ def representations(features: Features) -> list[Tensor]:
 def both_views(features: Features) -> Tensor:
     """(2b, f): what a probe reads, the representations of both views."""
     return torch.cat(representations(features))
+
+
+def _channels_last(view: Tensor) -> Tensor:
+    return view.to(memory_format=torch.channels_last)

@@ -155,6 +155,15 @@ def feature_dim(module: nn.Module) -> int:
     )
 
 
+def prefers_channels_last(module: nn.Module) -> bool:
+    """Whether to lay an encoder and its images out in channels-last order: faster, and safe for its convolutions.
+
+    False for convolutions of fewer than 16 channels. With an odd batch and several threads torch 2.11 (oneDNN) writes
+    beyond the memory of their channels-last gradients.
+    """
+    return all(part.out_channels >= 16 for part in module.modules() if isinstance(part, nn.Conv2d))
+
+
 def check_encoder(module: nn.Module, images: Float[Tensor, "b c h w"]) -> int:
     """Proves on a small batch that a module is an encoder, (b, c, h, w) to (b, feature_dim); returns `feature_dim`.
 

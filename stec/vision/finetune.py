@@ -13,6 +13,7 @@ from stec.core.learner import Learner
 from stec.core.objective import Features, InverseModel, STECObjective
 from stec.core.optim import by_kind
 from stec.core.probe import linear_layer
+from stec.vision.encoders import prefers_channels_last
 from stec.vision.views import Augmentation, CroppedPair
 
 
@@ -52,7 +53,6 @@ class OneView:
             crops = self.augmentation.draw_crops(len(images), (h, w), generator=generator)
             x = crops.apply(images, self.augmentation.size or (h, w))
         valid = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        x = x.contiguous(memory_format=torch.channels_last)
         return ViewPair(x, None, x.new_empty(len(x), 0), valid, label.to(x.device, non_blocking=True))
 
 
@@ -73,7 +73,6 @@ def fine_tuner(
     Optimised as in Chen et al. (2020, B.5): SGD with Nesterov momentum 0.9, neither weight decay nor warm-up; `lr`
     falls to 0 along half a cosine, as in their code. BatchNorm is in training mode, so its statistics move too.
     """
-    encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     classifier = Classification(int(encoder.feature_dim), classes, seed=seed)  # type: ignore[arg-type]
     return Learner(
         encoder,
@@ -85,6 +84,7 @@ def fine_tuner(
         warmup_steps=0,
         total_steps=total_steps,
         seed=seed,
+        channels_last=prefers_channels_last(encoder),
         check_every=check_every,
         compiled=compiled,
         record=record,

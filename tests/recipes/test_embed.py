@@ -137,20 +137,23 @@ def test_runs_of_one_method_are_told_apart_by_their_folders(
 
 def test_views_follow_the_law_of_pretraining_and_know_their_magnitude() -> None:
     """Magnitude tells the crop: with no other change, the view of a ramp spans as much of it as the crop does."""
-    ramp = torch.arange(96, dtype=torch.uint8)[None, None, None].expand(300, 3, 96, 96).contiguous()
-    images = ImageSet(ramp, torch.zeros(300, dtype=torch.int64), ("ramp",))
+    n = 512
+    pictures = torch.arange(96, dtype=torch.uint8)[None, None, None].repeat(n, 3, 96, 1)
+    pictures[:, 1] = (torch.arange(n) // 2)[:, None, None]  # each has a mark of its own
+    images = ImageSet(pictures, torch.arange(n), tuple(str(i) for i in range(n)))
     law = dataclasses.replace(SIMCLR_STL, strength=0.0, p_jitter=0.0, p_grayscale=0.0, p_blur=0.0, p_solarise=0.0)
     views = embed.draw_views(images, law, seed=0)
     assert not torch.equal(views.magnitude, embed.draw_views(images, law, seed=1).magnitude)
-    assert len(views.magnitude.unique()) > 250  # no batch repeats the one before it
-    pixels = torch.cat([batch for batch, _ in views.batches()])
+    assert not torch.equal(*views.magnitude.chunk(2))  # no batch repeats the one before it
+    pixels, labels = (torch.cat(parts) for parts in zip(*views.batches()))
+    assert torch.equal(labels, images.labels)
+    assert torch.equal((pixels[:, 1, 48, 48] * 255).round().long(), labels // 2)
     spans = (pixels[:, 0, 48].amax(dim=1) - pixels[:, 0, 48].amin(dim=1)) * 255 / 95  # the crop's width over 96
     width = torch.cat([crops.width for crops, _ in views.draws]) / 96
     height = torch.cat([crops.height for crops, _ in views.draws]) / 96
     assert (spans - width).abs().max() < 0.03
     assert views.magnitude.tolist() == pytest.approx((1 - width * height).tolist(), abs=1e-6)
-    coloured, labels = next(embed.draw_views(images, SIMCLR_STL, seed=0).batches())
-    assert len(coloured) == len(labels) == 256
+    coloured, _ = next(embed.draw_views(images, SIMCLR_STL, seed=0).batches())
     changed = (coloured - pixels[:256]).abs().flatten(1).amax(dim=1) > 0.02
     assert 0.6 < float(changed.float().mean()) < 1.0  # four fifths are jittered, the crops are the same
     batch, _ = next(embed.draw_views(images, SIMCLR_IMAGENET, seed=0).batches())
@@ -185,17 +188,18 @@ def test_every_encoder_has_four_panels(classes: int, rows: int, tmp_path: Path) 
     assert len({tuple(colour) for colour in colours.tolist()}) == classes
     both, alone = (figure.axes[k].collections[0] for k in (1, 2))
     of_both = dict(zip(map(tuple, both.get_offsets().tolist()), both.get_facecolors().tolist()))
+    assert torch.equal(torch.from_numpy(alone.get_offsets().data).float(), row.places[:200])
     for i in (0, 7, 199):
         assert alone.get_facecolors()[i].tolist() == pytest.approx(colours[i % classes].tolist())
         assert of_both[tuple(row.places[200 + i].tolist())] == pytest.approx(colours[i % classes].tolist())
 
 
-def test_without_umap_the_extra_is_named(
-    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_without_umap_the_extra_is_named_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(ValueError, match=r"pip install 'stec\[analysis\]'"):
-        embed.embed(embed.Arguments(checkpoints), tmp_path)
+        embed.embed(embed.Arguments((tmp_path / "nowhere.ckpt",)), tmp_path)
 
 
 def test_images_of_many_sizes_are_refused(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:

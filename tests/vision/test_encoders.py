@@ -13,6 +13,7 @@ from stec.vision.encoders import (
     feature_dim,
     init_official_,
     load_torchvision,
+    prefers_channels_last,
     resnet18,
     resnet50,
     torchvision_state_dict,
@@ -233,3 +234,8 @@ def test_a_module_that_is_no_encoder_is_told_the_cure() -> None:
         feature_dim(nn.Linear(3, 2))
     with pytest.raises(ValueError, match=r"gives \(2, 10\) for 2 images, not \(2, 6\).*num_classes=0"):
         check_encoder(_LikeTimm(10), _images(2, 8))
+
+
+def test_narrow_convolutions_keep_the_plain_layout() -> None:
+    assert prefers_channels_last(resnet18("cifar", width=16))
+    assert not prefers_channels_last(resnet18("cifar", width=8))

@@ -54,8 +54,8 @@ class BarlowTwins(InverseModel):
 
     The loss is `barlow_twins` (Zbontar et al. 2021; published redundancy 0.0051 at p = 8192): the squared surprise of
     each standardised dimension under a normal model, and a penalty on what two dimensions share, so no longer nats; it
-    grows with p. `projector` maps (2b, f) features to (2b, p). Both views pass it together, where the published code passes each alone: it matters to
-    its BatchNorm only; the correlation standardises each view by itself, as published.
+    grows with p. `projector` maps (2b, f) features to (2b, p). Both views pass it together, where the published code
+    passes each alone: it matters to its BatchNorm only; the correlation standardises each view by itself, as published.
 
     >>> h, nothing = torch.ones(4, 3), torch.zeros(4, 0)
     >>> pair = ViewPair(h, h, nothing, torch.ones(4).bool(), torch.zeros(4).long())
