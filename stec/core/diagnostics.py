@@ -19,7 +19,7 @@ SIDE = 512  # of the largest matrix whose eigenvalues are taken for that: its co
 # Where feature_std counts as collapsed, and for how many steps it has to before that is told. Measured in training
 # mode, on ResNets (untrained, and under SimCLR and S-TEC) and CPC's contexts, it was at least 0.27, but for encoders
 # without normalisation, which start as low as 0.03, and for the first steps at a high rate without a warm-up (0.10). Of
-# four runs made to collapse (two views drawn together, nothing else), two fell to 0.05 and 0.15 and stayed there; in
+# four runs made to collapse (two views drawn together, nothing else), two fell below 0.1 and 0.2 and stayed there; in
 # the others it was the head that collapsed, and the features kept 0.27 and 0.37. The effective rank raises no alarm:
 # that of features of few classes is rightly small.
 COLLAPSED, PATIENCE = 0.2, 100

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from stec.core.actions import Bins, ViewPair
 from stec.core.diagnostics import (
     COLLAPSED,
+    PATIENCE,
     ROWS,
     SIDE,
+    CollapseWatch,
     Diagnosed,
     alignment,
     bin_score,
-    collapse,
     describe,
     effective_rank,
     feature_std,
@@ -248,33 +249,51 @@ def test_other_models_tell_nothing() -> None:
     assert not isinstance(RegressedActions(nn.Linear(6, 2), std=torch.ones(2)), Diagnosed)
 
 
-START = {"feature_std": 0.4, "effective_rank": 40.0}
+def told(values: list[float], *, after: int = 0, every: int = 10) -> dict[int, str]:
+    """What a watch says of these values of feature_std, read every so many steps, by step."""
+    watch = CollapseWatch(after=after)
+    found = {i * every: watch.read({"feature_std": value}, i * every) for i, value in enumerate(values)}
+    return {step: message for step, message in found.items() if message}
+
+
+def test_a_collapse_is_told_once_with_step_value_and_cure() -> None:
+    assert (COLLAPSED, PATIENCE) == (0.2, 100)
+    messages = told([0.42, 0.3, *[0.123] * 30])
+    assert list(messages) == [20 + PATIENCE]
+    expected = r"feature_std is 0.123 at step 120, and below 0.2 since step 20 \(it began at 0.42;.*learning rate"
+    assert re.search(expected, messages[120])
+
+
+@pytest.mark.parametrize(("every", "step"), [(1, 102), (70, 2 * 70 + 140), (1000, 2000 + 1000)])
+def test_a_collapse_has_to_last(every: int, step: int) -> None:
+    """Two reads at the least, however rare they are."""
+    assert list(told([0.4, 0.4, *[0.1] * 200], every=every)) == [step]
+
+
+def test_what_recovers_and_comes_back_has_to_last_anew() -> None:
+    assert list(told([0.4, *[0.1] * 10, 0.3, *[0.1] * 30])) == [120 + PATIENCE]
+    assert list(told([0.4, *[0.1] * 10, math.nan, *[0.1] * 30])) == [120 + PATIENCE]
+
+
+@pytest.mark.parametrize("after", [0, 55, 60])
+def test_the_warm_up_does_not_count(after: int) -> None:
+    assert list(told([0.4, *[0.1] * 40], after=after)) == [(10 if after == 0 else 60) + PATIENCE]
 
 
 @pytest.mark.parametrize(
-    ("found", "words"),
+    "values",
     [
-        ({"feature_std": 0.12, "effective_rank": 9.0}, r"at step 70 .*feature_std 0.12 \(0.4 at the start, alarm"),
-        ({"feature_std": 0.3, "effective_rank": 1.5}, r"effective_rank 1.5 \(40 at the start, alarm below 2\)"),
-        ({"feature_std": 0.0, "effective_rank": 1.0}, r"feature_std 0 .* and effective_rank 1 .*learning rate"),
+        [0.4, *[0.21] * 30],  # low, but above the bound
+        [0.03, *[0.021] * 30],  # as it began
+        [0.25, *[0.17] * 30],  # not below two thirds
+        [0.4, *[0.1] * 10, *[0.4] * 30],  # a dip
+        [math.nan] * 30,  # the terms say more
     ],
 )
-def test_a_collapse_is_told_with_step_value_and_cure(found: dict[str, float], words: str) -> None:
-    message = collapse(found, START, 70)
-    assert message is not None
-    assert re.search(words, message)
+def test_no_collapse(values: list[float]) -> None:
+    assert told(values) == {}
 
 
-@pytest.mark.parametrize(
-    ("found", "start"),
-    [
-        ({"feature_std": 0.16, "effective_rank": 2.1}, START),  # low, but above both bounds
-        ({"feature_std": 0.031, "effective_rank": 1.3}, {"feature_std": 0.030, "effective_rank": 1.4}),  # as it began
-        ({"feature_std": 0.13, "effective_rank": 30.0}, {"feature_std": 0.25, "effective_rank": 40.0}),  # not halved
-        ({"feature_std": math.nan, "effective_rank": math.nan}, START),  # the terms say more
-        ({}, {}),
-    ],
-)
-def test_no_collapse(found: dict[str, float], start: dict[str, float]) -> None:
-    assert COLLAPSED == {"feature_std": 0.15, "effective_rank": 2.0}
-    assert collapse(found, start, 70) is None
+def test_features_that_are_not_described_are_not_watched() -> None:
+    watch = CollapseWatch(after=0)
+    assert [watch.read({"alignment": 0.0}, step) for step in (0, 100, 300)] == [None] * 3

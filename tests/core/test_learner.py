@@ -378,33 +378,37 @@ class Collapses(lightning.Callback):
                 module.encoder[-1].bias.fill_(1.0)
 
 
-# the warm-up takes 2 steps, steps count from 0
-@pytest.mark.parametrize(("begins", "told"), [(5, 5), (1, 2)])
-def test_a_collapse_is_warned_of_once_and_after_the_warm_up(tmp_path: Path, begins: int, told: int) -> None:
+# the warm-up takes 2 steps; steps count from 0
+@pytest.mark.parametrize(("begins", "since"), [(5, 5), (1, 2)])
+def test_a_collapse_is_warned_of_once(tmp_path: Path, begins: int, since: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stec.core.diagnostics.PATIENCE", 3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CollapsedFeatures)
         fit(a_learner(), a_trainer(tmp_path, callbacks=[Collapses(begins)]))
-    found = [str(warning.message) for warning in caught if warning.category is CollapsedFeatures]
-    assert len(found) == 1
-    assert f"at step {told} they have feature_std 0.0" in found[0]
-
-
-def test_features_that_start_alike_are_no_alarm(tmp_path: Path) -> None:
-    """Every warning is an error here."""
-    learner = a_learner()
-    fit(learner, a_trainer(tmp_path, callbacks=[Collapses(0)]))
-    assert learner.diagnostics["feature_std"] < 0.05
+    (message,) = [str(warning.message) for warning in caught if warning.category is CollapsedFeatures]
+    assert f"at step {since + 3}, and below 0.2 since step {since} " in message
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_first_process_warns_for_all(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_warns_for_all(tmp_path: Path, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = a_learner()
-    learner._start, learner.diagnostics, learner._read = {"feature_std": 0.5}, {"feature_std": 0.1}, 9
+    fit(learner, a_trainer(tmp_path, steps=1))
+    learner._trace = [torch.zeros(len(learner.names))]
+    monkeypatch.setattr(learner, "_describe", dict)
+    monkeypatch.setattr(learner._collapse, "read", lambda found, step: "collapsed")
     monkeypatch.setattr("stec.core.distributed.rank", lambda: rank)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", CollapsedFeatures)
-        learner._warn_of_collapse()
+        learner.read_terms()
     assert len(caught) == (rank == 0)
+
+
+def test_features_that_start_alike_are_no_alarm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every warning is an error here."""
+    monkeypatch.setattr("stec.core.diagnostics.PATIENCE", 3)
+    learner = a_learner()
+    fit(learner, a_trainer(tmp_path, callbacks=[Collapses(0)]))
+    assert learner.diagnostics["feature_std"] < 0.05
 
 
 def test_the_probe_takes_plain_steps_of_its_own_rate() -> None:
