@@ -305,7 +305,7 @@ def _tiny() -> dict[str, Config]:
         _small()["small-stec"],
         augmentation=dataclasses.replace(SIMCLR_CIFAR, scale=(0.2, 1.0)),
         stem="stl",
-        epochs=15,
+        epochs=25,
         batch_size=64,
         temperature=0.2,
         optimizer="adamw",
