@@ -14,9 +14,10 @@ from stec.core.learner import Learner
 class EpochProgress(lightning.Callback):
     """A bar for reading and one for training, with the last losses; on no terminal, one line an epoch."""
 
-    def __init__(self, *, quiet: bool = False, reading: str = "reading") -> None:
+    def __init__(self, *, quiet: bool = False, reading: str = "reading", training: str = "pretraining") -> None:
         self.quiet = quiet
         self.label = reading
+        self.training = training
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,7 +55,7 @@ class EpochProgress(lightning.Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
         self._epoch_start = time.monotonic()
         if self._training is None:
-            self._training = self.bars.add_task("pretraining", total=trainer.estimated_stepping_batches, losses="")
+            self._training = self.bars.add_task(self.training, total=trainer.estimated_stepping_batches, losses="")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, learner: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

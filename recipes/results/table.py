@@ -17,6 +17,7 @@ from recipes import records
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PROTOCOLS = ("linear", "logistic", "knn")
+ELSEWHERE = ("transfer", "finetune", "detect", "segment", "analysis", "collapse")  # stages with a table of their own
 
 # Linear accuracy in %, Table 1 of Scherr et al. 2022 (1,000 epochs, 5 runs), Table 3 for ImageNet (100 epochs, top-1).
 PAPER = {
@@ -186,6 +187,30 @@ def _column(record: records.Record, result: records.Result) -> str | None:
     return "CPC minus chance, nats" if result.metric == "time-sensitive minus chance" else None
 
 
+def outcomes(found: Sequence[records.Record]) -> str:
+    """One table for what becomes of an encoder elsewhere: transfer, few labels, detection, segmentation.
+
+    A row for each method, a column for each kind of number: accuracies, AP and mIoU in %, everything else as it is.
+    """
+
+    def column(record: records.Record, result: records.Result) -> str:
+        share = result.metric.startswith(("accuracy", "AP", "mIoU"))
+        metric = "" if result.metric == "accuracy" else f"{result.metric}, "
+        return f"{record.data}: {metric}{result.protocol}{' %' if share else ''}"
+
+    columns = dict.fromkeys(column(r, x) for r in found for x in r.results)
+    header = ["method", "seeds", *columns]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for method in dict.fromkeys(record.method for record in found):
+        of = [record for record in found if record.method == method]
+        cells = []
+        for name in columns:
+            values = [x.value for r in of for x in r.results if column(r, x) == name]
+            cells.append(spread(values, 100, 1) if name.endswith("%") else spread(values, 1, 2))
+        lines.append(f"| {' | '.join([method, str(len({record.seed for record in of})), *cells])} |")
+    return "\n".join([*lines, "", *_origins(found)])
+
+
 def _origins(found: Sequence[records.Record]) -> list[str]:
     """Where the numbers come from, each way once."""
     return [
@@ -217,8 +242,14 @@ def render(path: Path) -> str:
     parts = []
     for name, found in read_all(path).items():
         benchmarks = [record for record in found if record.stage == "bench"]
+        elsewhere = all(record.stage in ELSEWHERE for record in found)
         spoken = any("speaker" in x.metric or "phone" in x.metric for record in found for x in record.results)
-        text = speed(benchmarks) if benchmarks else speech(found) if spoken else markdown(found)
+        if benchmarks:
+            text = speed(benchmarks)
+        elif elsewhere:
+            text = outcomes(found)
+        else:
+            text = speech(found) if spoken else markdown(found)
         parts.append(f"**{name}**\n\n{text}")
     return "\n\n".join(parts)
 

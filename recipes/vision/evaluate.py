@@ -48,7 +48,7 @@ class Arguments:
     checkpoint: Path  # a file of a run's checkpoints folder
     root: Path | None = None  # where the labelled data lie; the run's own by default
     data: Data | None = None  # which data; the run's own by default
-    limit: int | None = None  # training images for the probes; the run's own by default
+    limit: int | None = None  # training images for the probes; the run's own by default, on its own data
     protocols: tuple[Protocol, ...] = ALL
     augmented: bool = False  # linear: new crops and flips each epoch, as in the released code; encodes all 100 times
     actions: bool | None = None  # read actions off held-out views; by default, unless online is the only protocol
@@ -62,9 +62,9 @@ def data_of(arguments: Arguments, config: Config) -> Config:
     folder = arguments.checkpoint.parent.parent
     if root is None and (folder / "config.json").is_file():
         root = read_config(folder).root
-    return dataclasses.replace(
-        config, root=root, data=arguments.data or config.data, limit=arguments.limit or config.limit
-    )
+    own = arguments.data in (None, config.data)  # the run's limit is of its own data
+    limit = arguments.limit or (config.limit if own else None)
+    return dataclasses.replace(config, root=root, data=arguments.data or config.data, limit=limit)
 
 
 def baselines(

@@ -188,7 +188,7 @@ class Runs:
             return record
         check_writable(folder)
         # Off a terminal a line for each run is enough: they are many and short.
-        with EpochProgress(quiet=not CONSOLE.is_terminal, reading="reading images") as progress:
+        with EpochProgress(quiet=not CONSOLE.is_terminal, training="fine-tuning") as progress:
             chosen = self.images.select(self.choose(settings.share, settings.seed))
             images = inputs.read(self.config, chosen, progress.reading)
             learner = self.train(settings, images, folder, progress)
