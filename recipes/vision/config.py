@@ -85,6 +85,8 @@ def method(config: Config) -> str:
     name = NAMES[config.identity]
     if config.lambda_manip == 0:
         return name
+    if config.identity == "simsiam" and config.action.startswith("augself"):
+        return "AugSelf"  # Lee et al. (2021)
     regressed = "" if config.manipulation == "binned" else ", regressed"
     stec = {"simclr": "S-TEC", "relic": "S-TEC*"}.get(config.identity, f"{name} +")
     return f"{stec} {config.action}{regressed}"

@@ -37,6 +37,7 @@ from stec.vision.views import Augmentation
 
 BATCH = 256
 NEIGHBOURS, MIN_DIST = 15, 0.1  # umap-learn's defaults; the paper names none
+LEAST = 10  # images: with their views, more than have so many neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,8 @@ def test_images(arguments: Arguments, config: Config) -> tuple[ImageSet, Config]
     images = inputs.read(config, source).images
     if not isinstance(images, ImageSet):
         raise ValueError("images of one size are embedded, from memory: name others by --root, or give a smaller --n")
+    if len(images) < LEAST:
+        raise ValueError(f"{len(images)} images are too few for an embedding; give at least --n {LEAST}")
     return images, config
 
 
@@ -123,9 +126,7 @@ def umap_package() -> ModuleType:
 
 def umap_places(features: Float[Tensor, "n f"], *, seed: int) -> Float[Tensor, "n 2"]:
     """UMAP of features in two dimensions: the same on every run of one machine."""
-    reducer = umap_package().UMAP(
-        n_neighbors=min(NEIGHBOURS, len(features) - 1), min_dist=MIN_DIST, random_state=seed, n_jobs=1
-    )
+    reducer = umap_package().UMAP(n_neighbors=NEIGHBOURS, min_dist=MIN_DIST, random_state=seed, n_jobs=1)
     return torch.from_numpy(reducer.fit_transform(features.numpy())).float()
 
 
@@ -157,8 +158,6 @@ def results(found: Embedded, classes: Sequence[str]) -> list[records.Result]:
 
 def embed(arguments: Arguments, folder: Path) -> list[records.Record]:
     """Everything the arguments ask for: embedding.png and embedding.json in `folder`, and what the latter holds."""
-    if not arguments.checkpoint:
-        raise ValueError("what is to be embedded? give --checkpoint FILE, once or several times")
     umap_package()  # whether it is there shows before the work
     loaded = [load_learner(path) for path in arguments.checkpoint]
     images, first = test_images(arguments, loaded[0][1])
@@ -185,6 +184,8 @@ def embed(arguments: Arguments, folder: Path) -> list[records.Record]:
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.embed", description=__doc__)
+    if not arguments.checkpoint:
+        raise ValueError("what is to be embedded? give --checkpoint FILE, once or several times")
     folder = arguments.out or arguments.checkpoint[0].parent.parent
     check_writable(folder)
     done = embed(arguments, folder)

@@ -56,7 +56,7 @@ def first_two(features: Tensor, *, seed: int) -> Tensor:
 
 def test_the_command_writes_picture_and_record(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:
     """With UMAP, in Python rather than compiled: that is faster for few images."""
-    words = ["--checkpoint", str(checkpoints[1]), "--n", "20", "--out", str(tmp_path / "out")]
+    words = ["--checkpoint", str(checkpoints[1]), "--n", "10", "--out", str(tmp_path / "out")]
     done = subprocess.run(
         [sys.executable, "-m", "recipes.vision.embed", *words],
         check=True,
@@ -83,7 +83,7 @@ def test_the_command_writes_picture_and_record(checkpoints: tuple[Path, ...], tm
         each = distance.details["each class"]
         assert len(each) == 10
         assert sum(each.values()) / 10 == pytest.approx(distance.value, abs=1e-3)
-    assert record.settings["embedding"]["images"]["n"] == 20
+    assert record.settings["embedding"]["images"]["n"] == 10
     assert record.settings["embedding"]["umap"]["n_neighbors"] == 15
     assert str(tmp_path) not in (tmp_path / "out" / "embedding.json").read_text()
 
@@ -213,6 +213,12 @@ def test_images_of_many_sizes_are_refused(checkpoints: tuple[Path, ...], tmp_pat
         embed.test_images(arguments, load_learner(checkpoints[0])[1])
 
 
-def test_a_checkpoint_is_needed(tmp_path: Path) -> None:
+def test_too_few_images(checkpoints: tuple[Path, ...]) -> None:
+    with pytest.raises(ValueError, match="9 images are too few for an embedding; give at least --n 10"):
+        embed.test_images(embed.Arguments(checkpoints, n=9), load_learner(checkpoints[0])[1])
+
+
+def test_a_checkpoint_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["embed"])
     with pytest.raises(ValueError, match="give --checkpoint FILE"):
-        embed.embed(embed.Arguments(()), tmp_path)
+        embed.main()

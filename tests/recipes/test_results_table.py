@@ -6,6 +6,8 @@ import pytest
 
 from recipes.records import Record, Result
 from recipes.results.table import outcomes, paper_value
+from recipes.vision import presets
+from recipes.vision.config import method as config_method
 
 RECORD = Record("SimCLR", "tiny-simclr", "folder", 0, None, "command", "commit", "hardware", "date", [])
 
@@ -22,11 +24,13 @@ RECORD = Record("SimCLR", "tiny-simclr", "folder", 0, None, "command", "commit",
         ("imagenet-resnet50-relic", "ReLIC", "66.2"),
         ("imagenet-resnet50-300ep-stec-star", "S-TEC* exact", "70.2"),
         ("table2-stl10-simsiam-200ep", "SimSiam", "86.32"),
+        ("table2-stl10-augself-1000ep", "AugSelf", "90.8 ± 0.2"),
         ("table2-stl10-stec-1000ep", "S-TEC exact", "91.6 ± 0.2"),
         ("quickstart", "S-TEC exact", ""),
     ],
 )
 def test_the_papers_value_stands_beside_its_row(preset: str, method: str, value: str) -> None:
+    assert config_method(presets.preset(preset)) == method
     assert paper_value(dataclasses.replace(RECORD, preset=preset, method=method)) == value
 
 

@@ -240,7 +240,7 @@ def test_every_preset_survives_its_record_and_builds(name: str) -> None:
         assert ("manipulation" in objective.names) == (
             "stec" in name or name in ("folder", "quickstart") or "augself" in name
         )
-        assert method(config).startswith(("S-TEC", NAMES[config.identity]))
+        assert method(config).startswith(("S-TEC", "AugSelf", NAMES[config.identity]))
 
 
 def test_official_and_exact_weigh_a_live_component_alike() -> None:
