@@ -16,7 +16,6 @@ from stec.core.optim import by_kind, parameter_groups
 from stec.vision.data import ImageSet, ResidentLoader
 from stec.vision.views import SIMCLR_STL
 
-
 ENDS = ["stec", "stec-star", "relicv2-stec", "byol-stec", "simsiam-stec", "vicreg-stec", "moco-stec", "barlow-stec"]
 
 
