@@ -87,7 +87,7 @@ def draw_views(images: ImageSet, law: Augmentation, *, seed: int) -> Views:
     h, w = (int(n) for n in images.images.shape[2:])
     draws = []
     for start in range(0, len(images), BATCH):
-        generator = torch.Generator().manual_seed(step_seed(seed, start, stream=-3))
+        generator = torch.Generator().manual_seed(step_seed(seed, start, stream=-4))
         n = min(BATCH, len(images) - start)
         crops = law.draw_crops(n, (h, w), generator=generator)
         draws.append((crops, law.draw_photometric(n, law.size or h, generator=generator)))

@@ -208,8 +208,8 @@ def step_seed(seed: int, step: int, stream: int = 0) -> int:
 
     Randomness that is a function of (seed, step) makes an interrupted run repeat exactly, with no generator state
     in the checkpoint. It mixes in the manner of SplitMix64 (Steele et al. 2014). Streams in use: 1 the order of an
-    epoch, 2 and up the views (one for each process), -1 the crops that workers draw, -3 what a
-    network draws in a step of fine-tuning.
+    epoch, 2 and up the views (one for each process), -1 the crops that workers draw, -2 the linear probe's views, -3 a
+    step of fine-tuning, -4 an embedding's views, 99 the held-out views that actions are read off.
     """
     mask = (1 << 64) - 1
     state = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) & mask
