@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("page", ["concept.md", "speech.md"])
+@pytest.mark.parametrize("page", ["concept.md", "speech.md", "family.md"])
 def test_every_test_that_the_theory_names_exists(page: str) -> None:
     text = (ROOT / "docs" / page).read_text()
     file, found = "", 0
@@ -20,7 +20,7 @@ def test_every_test_that_the_theory_names_exists(page: str) -> None:
 
 
 def test_every_file_that_the_documents_link_exists() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md", "docs/speech.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md", "docs/speech.md", "docs/family.md"):
         path = ROOT / document
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{document}: {target}"

@@ -101,7 +101,9 @@ def paper_value(record: records.Record) -> str:
         row = ("stl10", rest[-1])
     else:
         row = (rest[0] if rest else "", f"{first}-300ep" if "300ep" in rest else first)
-    name = record.method.removesuffix(" exact").removesuffix(" official")
+    name = record.method
+    for variant in (" exact", " official", ", as released"):
+        name = name.removesuffix(variant)
     return PAPER.get(row, {}).get(name, "")
 
 

@@ -2,7 +2,7 @@
 
 The paper leaves it for future work whether reading actions (L_manip) keeps identity models without negatives from
 collapse. Three of them, each with and without L_manip: BYOL; BYOL without its momentum encoder, which leaves the
-stopped gradient and the predictor; and SimSiam without the stopped gradient too, which nothing but L_manip keeps apart.
+stopped gradient and the predictor; and BYOL without the stopped gradient too, which nothing but L_manip keeps apart.
 Before training and after every epoch: effective rank and standard deviation of the features of plain test images, the
 same of their projections, and the accuracy of nearest neighbours on the features.
 
@@ -71,13 +71,7 @@ def arms(base: Config) -> list[tuple[str, bool, dict[str, grids.Value]]]:
     models: dict[str, dict[str, grids.Value]] = {
         "BYOL": {"momentum": base.momentum},
         "BYOL without momentum": {"momentum": None},
-        # A quarter of BYOL's loss, so four times the weight.
-        "SimSiam without stop-gradient": {
-            "identity": "simsiam",
-            "stop_gradient": False,
-            "momentum": None,
-            "lambda_id": 4 * base.lambda_id,
-        },
+        "BYOL without stop-gradient": {"momentum": None, "stop_gradient": False},
     }
     weights = {True: base.lambda_manip, False: 0.0}
     return [

@@ -37,7 +37,7 @@ class Config:
     projection_layers: int = 2  # linear layers of the projector
     predictor_hidden: int = 512  # of BYOL's, SimSiam's and ReLIC's predictor
     predictor_rate: float = 1.0  # the predictor's learning rate over lr
-    stop_gradient: bool = True  # SimSiam; False lets it collapse
+    stop_gradient: bool = True  # SimSiam, BYOL without momentum; False lets them collapse
     momentum: float | None = None  # of the momentum encoder at the start, rising to 1; none: the online network itself
     alpha: float = 1.0  # ReLIC: weight of the KL divergence
     queue: int = 4096  # MoCo: keys kept as negatives
@@ -84,7 +84,7 @@ def method(config: Config) -> str:
     """What the tables call a configuration: S-TEC is SimCLR with actions, S-TEC* is ReLIC with actions."""
     name = NAMES[config.identity]
     if config.lambda_manip == 0:
-        return name
+        return name + (", as released" if config.initialisation == "official" else "")
     if config.identity == "simsiam" and config.action.startswith("augself"):
         return "AugSelf"  # Lee et al. (2021)
     regressed = "" if config.manipulation == "binned" else ", regressed"

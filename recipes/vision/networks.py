@@ -17,7 +17,7 @@ from stec.vision.colour import WithColour
 from stec.vision.encoders import init_official_, resnet18, resnet50
 from stec.vision.multicrop import MultiCrop
 from stec.vision.simulation import actions_of_law, bins_of_law
-from stec.vision.views import TwoViews
+from stec.vision.views import Augmentation, TwoViews
 
 COPIES: dict[str, EfferenceCopy] = {
     "exact": Egocentric(Affine()),
@@ -38,10 +38,29 @@ def encoder(config: Config) -> nn.Module:
 
 
 def action_bins(config: Config, image_size: tuple[int, int]) -> Bins:
-    """The bins of the action: the released code's, or equal shares under the law of the views."""
+    """The bins of the action: the released code's, or equal shares under the law of the views.
+
+    With small crops the shares are equal over all the pairs that `EveryPair` reads: of large views, and from a small
+    one to a large one.
+    """
+    copy, law = COPIES[config.action], config.augmentation
     if config.action == "official":
         return official_bins(config.bins)
-    return bins_of_law(config.augmentation, COPIES[config.action], config.bins, image_size=image_size)
+    if not config.small_views:
+        return bins_of_law(law, copy, config.bins, image_size=image_size)
+    generator = torch.Generator().manual_seed(0)
+    share = (config.large_views - 1) / (config.large_views - 1 + config.small_views)
+    sizes = round(100_000 * share), round(100_000 * (1 - share))
+    among = actions_of_law(law, copy, sizes[0], image_size=image_size, generator=generator)
+    from_small = actions_of_law(small_law(config), copy, sizes[1], image_size=image_size, generator=generator, then=law)
+    return Bins.quantile(torch.cat((among, from_small)), config.bins)
+
+
+def small_law(config: Config) -> Augmentation:
+    """The law of the small crops. ValueError where they have no size."""
+    if config.small_size is None:
+        raise ValueError("small crops need a size: give --small-size, half the size of the large views say")
+    return dataclasses.replace(config.augmentation, size=config.small_size, scale=config.small_scale)
 
 
 def simulated(config: Config, image_size: tuple[int, int]) -> Float[Tensor, "n d"]:
@@ -91,7 +110,7 @@ def identity(config: Config, feature_dim: int) -> InverseModel:
             projector, temperature=config.temperature, alpha=config.alpha, momentum=momentum, predictor=predictor
         )
     if name == "byol":
-        return BYOL(projector, predictor, momentum=momentum)
+        return BYOL(projector, predictor, momentum=momentum, stop_gradient=config.stop_gradient)
     if name == "simsiam":
         return SimSiam(projector, predictor, stop_gradient=config.stop_gradient)
     if name == "vicreg":
@@ -127,9 +146,7 @@ def views(config: Config) -> TwoViews | MultiCrop:
     law, copy = config.augmentation, COPIES[config.action]
     if not many_views(config):
         return TwoViews(law, copy, compile=config.compiled)
-    if config.small_views and config.small_size is None:
-        raise ValueError("small crops need a size: give --small-size, half the size of the large views say")
-    small = dataclasses.replace(law, size=config.small_size, scale=config.small_scale) if config.small_views else None
+    small = small_law(config) if config.small_views else None
     return MultiCrop(
         law, copy, n_large=config.large_views, small=small, n_small=config.small_views, compile=config.compiled
     )

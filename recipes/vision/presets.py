@@ -16,14 +16,16 @@ from stec.vision.views import CROP_FLIP, SIMCLR_CIFAR, SIMCLR_IMAGENET, SIMCLR_S
 # goes with the size of the other terms (`MANIPULATION`).
 METHODS: dict[Identity, dict[str, Any]] = {
     "simclr": {},
-    # Chosen: S-TEC's settings, a predictor and the weight of the divergence as in Mitrovic et al. (2021), momentum as
-    # BYOL's for small images.
+    # Chosen: S-TEC's settings, its learning rate too, a predictor, alpha 1; momentum 0.99 as peers' CIFAR runs have it.
     "relic": {"momentum": 0.99, "alpha": 1.0},
     # Tomasev et al. (2022) have 4 large and 2 small views of ImageNet; chosen: 2 and 2 for small images.
     "relicv2": {"momentum": 0.99, "alpha": 1.0, "small_views": 2, "small_size": 16},
-    # Grill et al. (2020): 4096-256 heads; 0.99 is theirs for short training.
+    # Grill et al. (2020): 4096-256 heads; 0.2 for each 256 and decay 1.5e-6 are theirs for 1,000 epochs. Chosen:
+    # momentum 0.99 as peers' CIFAR runs have it (theirs is 0.996).
     "byol": {
         "lambda_id": 1.0,
+        "lr": 0.2 * 1024 / 256,
+        "weight_decay": 1.5e-6,
         "momentum": 0.99,
         "projection_hidden": 4096,
         "projection_out": 256,
@@ -38,8 +40,10 @@ METHODS: dict[Identity, dict[str, Any]] = {
         "projection_hidden": 2048,
         "projection_out": 2048,
     },
-    # Bardes et al. (2022): 25, 25, 1; chosen: 2,048 dimensions in place of 8,192, as peers have for CIFAR.
+    # Bardes et al. (2022): 25, 25, 1, and 0.2 for each 256; chosen: 2,048 dimensions in place of 8,192, as peers have
+    # for CIFAR.
     "vicreg": {
+        "lr": 0.2 * 1024 / 256,
         "lambda_id": 25.0,
         "lambda_reg": 1.0,
         "variance_weight": 25.0,
@@ -47,7 +51,8 @@ METHODS: dict[Identity, dict[str, Any]] = {
         "projection_hidden": 2048,
         "projection_out": 2048,
     },
-    # He et al. (2020), Chen et al. (2020): SGD, decay 1e-4, tau 0.2; chosen: queue and momentum of peers' CIFAR runs.
+    # He et al. (2020), Chen et al. (2020): SGD 0.03 for each 256, decay 1e-4, tau 0.2, 128 dimensions; chosen: queue
+    # and momentum of peers' CIFAR runs, and S-TEC's head, which has BatchNorm where theirs has none.
     "moco": {
         "optimizer": "sgd",
         "lr": 0.03 * 1024 / 256,
@@ -56,9 +61,11 @@ METHODS: dict[Identity, dict[str, Any]] = {
         "queue": 32_768,
         "momentum": 0.99,
         "lambda_id": 1.0,
+        "projection_out": 128,
     },
-    # Zbontar et al. (2021): three layers, 0.0051; chosen: 2,048 dimensions, the loss at a tenth of its size.
+    # Zbontar et al. (2021): three layers, 0.0051, 0.2 for each 256; chosen: 2,048 dimensions, a tenth of the loss.
     "barlow": {
+        "lr": 0.2 * 1024 / 256,
         "lambda_id": 0.1,
         "redundancy": 0.0051,
         "projection_layers": 3,
@@ -87,7 +94,7 @@ STEC: dict[Identity, str] = {"simclr": "stec", "relic": "stec-star"}
 
 
 def _arms(base: Config, identity: Identity) -> dict[str, Config]:
-    """The identity model alone and with exact actions, under the end of their names; SimCLR also with the code's label.
+    """The identity model alone and with exact actions, under the end of their names; SimCLR and ReLIC as released, too.
 
     `base` is S-TEC's row of SimCLR: its `lambda_manip` is what README gives the released label.
     """
@@ -100,6 +107,7 @@ def _arms(base: Config, identity: Identity) -> dict[str, Config]:
     if identity in STEC:
         official = dataclasses.replace(alone, action="official", lambda_manip=base.lambda_manip)
         arms[f"{STEC[identity]}-official"] = official
+        arms[f"{identity}-official"] = dataclasses.replace(official, lambda_manip=0.0)
     return arms
 
 
@@ -157,7 +165,7 @@ def _imagenet() -> Config:
 
 
 def _as_released(config: Config) -> Config:
-    """Rows with the released code's label also have its initialisation and its choice of tensors for LARS."""
+    """Rows called official also have the released code's initialisation and its choice of tensors for LARS."""
     if config.action != "official" or config.optimizer != "lars":
         return config
     return dataclasses.replace(config, adapt="name", initialisation="official")
@@ -172,10 +180,11 @@ def _tables() -> dict[str, Config]:
             # ResNet-50 has no rows of the others in the paper.
             for identity in METHODS if arch == "resnet18" else ("simclr", "relic"):
                 settings = dataclasses.replace(base, **METHODS[identity])
+                if settings.small_views and base.augmentation is SIMCLR_STL:
+                    settings = dataclasses.replace(settings, small_size=48)  # half of the 96 pixels
                 rows |= _named(f"{base.data}-{arch}", _arms(settings, identity))
     for identity in ("simclr", "relic"):
-        slow = {"momentum": 0.996} if identity == "relic" else {}  # Grill et al. (2020), for long training
-        arms = _arms(dataclasses.replace(_imagenet(), **METHODS[identity] | slow), identity)
+        arms = _arms(dataclasses.replace(_imagenet(), **METHODS[identity]), identity)
         rows |= _named("imagenet-resnet50", arms)
         long = {end: dataclasses.replace(arm, epochs=300) for end, arm in arms.items()}
         rows |= _named("imagenet-resnet50-300ep", long)
@@ -193,8 +202,11 @@ def _table_2() -> dict[str, Config]:
         batch_size=256,
         warmup_epochs=0,
     )
-    simsiam = dataclasses.replace(simsiam, lr=0.03, augmentation=dataclasses.replace(SIMCLR_STL, scale=(0.2, 1.0)))
-    augself = dataclasses.replace(simsiam, action="augself-colour", manipulation="regressed", lambda_manip=1.0)
+    law = dataclasses.replace(SIMCLR_STL, scale=(0.2, 1.0), strength=0.5, p_solarise=0.0)
+    simsiam = dataclasses.replace(simsiam, lr=0.03, augmentation=law)
+    augself = dataclasses.replace(
+        simsiam, action="augself-colour", manipulation="regressed", lambda_manip=1.0, manipulation_hidden=(512, 512)
+    )
     rows = {"simsiam": simsiam, "augself": augself}
     rows |= _arms(_stl("resnet18"), "simclr")
     table: dict[str, Config] = {}
@@ -271,13 +283,14 @@ TINY: dict[Identity, dict[str, Any]] = {
     # without which SimSiam stays below the untrained encoder at this scale.
     "byol": {
         "lambda_id": 1.0,
-        "momentum": 0.97,
+        "momentum": 0.9,
         "optimizer": "sgd",
         "lr": 0.03,
         "weight_decay": 5e-4,
         "projection_hidden": 512,
-        "projection_out": 128,
-        "predictor_hidden": 512,
+        "projection_out": 512,
+        "predictor_hidden": 128,
+        "predictor_rate": 10.0,
     },
     "simsiam": {
         "lambda_id": 1.0,

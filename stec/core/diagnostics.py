@@ -6,7 +6,7 @@ of rows. They draw no random number, and are computed in float32 or better, what
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -165,6 +165,14 @@ class CollapseWatch:
         self._start: float | None = None
         self._since: int | None = None  # the first of the low reads in a row
         self._told = False
+
+    def state_dict(self) -> dict[str, float | int | bool | None]:
+        """What a checkpoint keeps, so that a resumed run is told the same."""
+        return {"start": self._start, "since": self._since, "told": self._told}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What `state_dict` gave."""
+        self._start, self._since, self._told = state["start"], state["since"], state["told"]
 
     def read(self, found: Mapping[str, float], step: int) -> str | None:
         """What to tell a person at this step (0, 1, ...), the first time that there is something to tell."""

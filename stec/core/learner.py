@@ -208,7 +208,11 @@ class Learner(lightning.LightningModule):
         floats = [value for value in self.state_dict().values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in floats]).all()):
             raise NonFiniteLoss(f"weights became NaN or infinite before step {self.global_step}. {self._good()}")
-        checkpoint["stec"] = {"format": FORMAT, "record": self.record}
+        checkpoint["stec"] = {"format": FORMAT, "record": self.record, "collapse": self._collapse.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if state := checkpoint["stec"].get("collapse"):
+            self._collapse.load_state_dict(state)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         method = nn.ModuleDict({"encoder": self.encoder, "objective": self.objective})

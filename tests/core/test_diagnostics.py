@@ -297,3 +297,14 @@ def test_no_collapse(values: list[float]) -> None:
 def test_features_that_are_not_described_are_not_watched() -> None:
     watch = CollapseWatch(after=0)
     assert [watch.read({"alignment": 0.0}, step) for step in (0, 100, 300)] == [None] * 3
+
+
+def test_a_resumed_watch_is_told_the_same() -> None:
+    reads = [(step, 0.5 if step < 40 else 0.05) for step in range(0, 400, 20)]
+    whole = CollapseWatch(after=10)
+    told = [whole.read({"feature_std": std}, step) for step, std in reads]
+    assert sum(text is not None for text in told) == 1
+    first, second = CollapseWatch(after=10), CollapseWatch(after=10)
+    halves = [first.read({"feature_std": std}, step) for step, std in reads[:5]]
+    second.load_state_dict(first.state_dict())
+    assert halves + [second.read({"feature_std": std}, step) for step, std in reads[5:]] == told

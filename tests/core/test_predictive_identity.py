@@ -196,6 +196,23 @@ def test_the_online_target_carries_no_gradient(
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-14)
 
 
+def test_byol_without_stopped_gradient_is_simsiam_without_it() -> None:
+    projector, predictor = networks()
+    online = features(0, grad=True)
+    losses = [
+        BYOL(projector, predictor, momentum=None, stop_gradient=False)(online, None, no_pair()),
+        4.0 * SimSiam(projector, predictor, stop_gradient=False)(online, None, no_pair()),
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    byol, simsiam = (torch.autograd.grad(loss, [*online.pair, *projector.parameters()]) for loss in losses)
+    for one, other in zip(byol, simsiam):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+    stopped = torch.autograd.grad(BYOL(projector, predictor, momentum=None)(online, None, no_pair()), [*online.pair])
+    assert not torch.allclose(stopped[0], byol[0])
+    with pytest.raises(ValueError, match="stop_gradient=False goes with momentum=None"):
+        BYOL(projector, predictor, momentum=0.9, stop_gradient=False)
+
+
 def test_what_byol_wants_of_the_learner() -> None:
     assert BYOL(*networks(), momentum=0.99).needs_target
     assert not BYOL(*networks(), momentum=None).needs_target

@@ -15,9 +15,6 @@ from recipes.results import table
 from recipes.vision import collapse, plots, run, watch
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import pretrain
-from stec.core.actions import ViewPair
-from stec.core.identity import BYOL, SimSiam
-from stec.core.objective import Features
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -171,7 +168,7 @@ def test_the_arms_differ_in_what_they_say() -> None:
     found = collapse.arms(base)
     assert [(arm, manipulation) for arm, manipulation, _ in found] == [
         (arm, manipulation)
-        for arm in ("BYOL", "BYOL without momentum", "SimSiam without stop-gradient")
+        for arm in ("BYOL", "BYOL without momentum", "BYOL without stop-gradient")
         for manipulation in (True, False)
     ]
     made = [dataclasses.replace(base, **fields) for _, _, fields in found]  # type: ignore[arg-type]
@@ -185,18 +182,6 @@ def test_the_arms_differ_in_what_they_say() -> None:
     for other in ("tiny-byol", "tiny-simclr", "tiny-simsiam-stec", "tiny-moco-stec"):
         with pytest.raises(ValueError, match=f"{other} is not BYOL with momentum and L_manip"):
             collapse.arms(preset(other))
-
-
-def test_simsiam_weighed_four_times_is_byol_without_momentum() -> None:
-    base = preset("tiny-byol-stec")
-    weight = {arm: fields.get("lambda_id", base.lambda_id) for arm, _, fields in collapse.arms(base)}
-    projector, predictor = nn.Linear(6, 4), nn.Linear(4, 4)
-    x, x_prime = torch.randn(2, 5, 6)
-    pair = ViewPair(x, x_prime, torch.zeros(5, 0), torch.ones(5).bool(), torch.zeros(5).long())
-    byol = BYOL(projector, predictor, momentum=None)(Features(x, x_prime), None, pair)
-    simsiam = SimSiam(projector, predictor, stop_gradient=False)(Features(x, x_prime), None, pair)
-    one = weight["SimSiam without stop-gradient"] * simsiam  # type: ignore[operator]
-    assert torch.allclose(one, weight["BYOL without momentum"] * byol)  # type: ignore[operator]
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

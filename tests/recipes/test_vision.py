@@ -20,6 +20,7 @@ from recipes.vision.config import NAMES, Config, method
 from recipes.vision.presets import PRESETS, preset
 from recipes.vision.run import from_plain, load_learner, optimizer_factory, read_config, to_plain
 from recipes.vision.run import pretrain as train
+from stec.core.actions import chance_level
 from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import NonFiniteLoss
 from stec.core.manipulation import BinnedActions
@@ -241,6 +242,46 @@ def test_every_preset_survives_its_record_and_builds(name: str) -> None:
             "stec" in name or name in ("folder", "quickstart") or "augself" in name
         )
         assert method(config).startswith(("S-TEC", "AugSelf", NAMES[config.identity]))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("cifar10-resnet18-simclr", {"temperature": 0.5, "lr": 4.0, "lambda_id": 2.0, "projection_out": 64}),
+        ("cifar10-resnet18-stec", {"lambda_manip": 0.666667, "momentum": None, "adapt": "kind", "epochs": 1000}),
+        ("cifar10-resnet18-stec-official", {"lambda_manip": 1.0, "adapt": "name", "initialisation": "official"}),
+        ("cifar10-resnet18-simclr-official", {"lambda_manip": 0.0, "adapt": "name", "initialisation": "official"}),
+        ("stl10-resnet18-stec-star", {"lambda_manip": 0.2, "alpha": 1.0, "momentum": 0.99, "temperature": 0.2}),
+        ("stl10-resnet18-relicv2", {"small_size": 48, "small_views": 2, "large_views": 2, "stem": "stl"}),
+        ("cifar10-resnet18-byol", {"lr": 0.8, "weight_decay": 1.5e-6, "projection_hidden": 4096, "momentum": 0.99}),
+        ("cifar10-resnet18-byol-stec", {"lambda_manip": 0.333333, "lambda_id": 1.0, "predictor_hidden": 4096}),
+        ("cifar10-resnet18-simsiam", {"optimizer": "sgd", "lr": 0.12, "weight_decay": 5e-4, "projection_out": 2048}),
+        ("cifar10-resnet18-vicreg", {"lambda_id": 25.0, "lambda_reg": 1.0, "variance_weight": 25.0, "lr": 0.8}),
+        ("cifar10-resnet18-moco", {"queue": 32_768, "temperature": 0.2, "projection_out": 128, "lr": 0.12}),
+        ("cifar10-resnet18-barlow", {"redundancy": 0.0051, "projection_layers": 3, "lambda_id": 0.1, "lr": 0.8}),
+        ("imagenet-resnet50-relic", {"lr": 1.97, "temperature": 0.1, "batch_size": 1680, "epochs": 100}),
+        ("imagenet-resnet50-300ep-stec-star", {"lambda_manip": 0.4, "epochs": 300}),
+        (
+            "table2-stl10-augself-200ep",
+            {"lr": 0.03, "batch_size": 256, "manipulation": "regressed", "warmup_epochs": 0},
+        ),
+    ],
+)
+def test_the_settings_of_the_papers_rows(name: str, expected: dict[str, object]) -> None:
+    settings = dataclasses.asdict(preset(name))
+    assert {key: pytest.approx(settings[key]) for key in expected} == expected
+
+
+def test_small_crops_share_the_bins() -> None:
+    """Over all pairs that are read, each bin holds a K-th."""
+    config = preset("tiny-relicv2-stec")
+    bins = networks.action_bins(config, (32, 32))
+    pair = networks.views(config)((torch.zeros(4000, 3, 32, 32, dtype=torch.uint8), None), torch.Generator())
+    assert pair.more is not None
+    action = pair.more.action
+    read = [action[i, j] for i in range(len(action)) for j in range(pair.more.large) if i != j]
+    chance = chance_level(bins(torch.cat(read)), config.bins)
+    torch.testing.assert_close(chance.nll, torch.full((4,), math.log(6)), rtol=0, atol=0.03)
 
 
 def test_official_and_exact_weigh_a_live_component_alike() -> None:

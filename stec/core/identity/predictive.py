@@ -17,7 +17,8 @@ class BYOL(InverseModel):
     code (Grill et al. 2020): nats, up to the normal's constant, between 0 and 8. `projector` maps (2b, f) features to
     (2b, p), `predictor` (2b, p) to (2b, p). Targets carry no gradient. With `momentum` they come from slow copies: the
     momentum encoder's features through a projector of this model's that follows at that rate, rising to 1
-    (published: 0.996 for 1000 epochs, 0.99 for 300). With None they are the online projections themselves.
+    (published: 0.996 for 1000 epochs, 0.99 for 300). With None they are the online projections themselves, and
+    `stop_gradient=False` then lets the gradient into them too.
 
     A constant embedding has loss 0, the least there is: nothing but the predictor, the stopped gradient and the slow
     copies keep the encoder from it. Both views pass a network together, where the published code passes each alone:
@@ -29,8 +30,13 @@ class BYOL(InverseModel):
     tensor(4.)
     """
 
-    def __init__(self, projector: nn.Module, predictor: nn.Module, *, momentum: float | None) -> None:
+    def __init__(
+        self, projector: nn.Module, predictor: nn.Module, *, momentum: float | None, stop_gradient: bool = True
+    ) -> None:
         super().__init__()
+        if momentum is not None and not stop_gradient:
+            raise ValueError("a momentum encoder carries no gradient: stop_gradient=False goes with momentum=None")
+        self.stop_gradient = stop_gradient
         self.projector = projector
         self.predictor = predictor
         self.target_projector = None if momentum is None else MomentumEncoder(projector, momentum=momentum)
@@ -39,7 +45,7 @@ class BYOL(InverseModel):
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
         z = self.projector(torch.cat((online.x, online.x_prime)))
         if self.target_projector is None:
-            other = _exchanged(z.detach())
+            other = _exchanged(z.detach() if self.stop_gradient else z)
         elif target is not None:
             other = self.target_projector(torch.cat((target.x_prime, target.x)))
         else:
