@@ -37,7 +37,8 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
         config, resume = modality.read_config(folder), True
     elif not argv or argv[0] in ("-h", "--help", "--list"):
         print(modality.doc if argv != ["--list"] else "")
-        print("Presets:\n" + "\n".join(f"  {name:34s}{modality.line(c)}" for name, c in modality.presets.items()))
+        width = max(map(len, modality.presets))
+        print("Presets:\n" + "\n".join(f"  {name:{width}s}  {modality.line(c)}" for name, c in modality.presets.items()))
         return None
     else:
         default = modality.preset(argv[0])

@@ -31,7 +31,7 @@ class Arguments:
 def line(config: Config) -> str:
     """What distinguishes a preset."""
     where = "no download" if config.data == "rendered" else f"{config.data}, --root"
-    return f"{method(config):18s}{config.arch} x{config.width}, {config.epochs} epochs ({where})"
+    return f"{method(config):22s} {config.arch} x{config.width}, {config.epochs} epochs ({where})"
 
 
 VISION = Modality(
