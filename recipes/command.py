@@ -38,7 +38,8 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     elif not argv or argv[0] in ("-h", "--help", "--list"):
         print(modality.doc if argv != ["--list"] else "")
         width = max(map(len, modality.presets))
-        print("Presets:\n" + "\n".join(f"  {name:{width}s}  {modality.line(c)}" for name, c in modality.presets.items()))
+        print("Presets:")
+        print("\n".join(f"  {name:{width}s}  {modality.line(config)}" for name, config in modality.presets.items()))
         return None
     else:
         default = modality.preset(argv[0])

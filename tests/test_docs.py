@@ -1,9 +1,12 @@
 """What the documents say of the code is so."""
 
+import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,3 +45,15 @@ def test_the_examples_of_the_readme_run(encoder: str) -> None:
     terms = names["terms"]
     assert isinstance(terms, dict)
     assert set(terms) == EXAMPLES[encoder]
+
+
+PLAIN = ["evaluate", "sweep", "collapse", "embed", "finetune", "transfer", "export", "import_official"]
+
+
+@pytest.mark.parametrize("command", PLAIN)
+def test_the_commands_of_the_readme_have_the_options_that_it_names(command: str) -> None:
+    arguments = importlib.import_module(f"recipes.vision.{command}").Arguments
+    lines = re.findall(rf"^python -m recipes\.vision\.{command} (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert lines
+    for line in lines:
+        tyro.cli(arguments, args=shlex.split(line, comments=True))

@@ -94,7 +94,7 @@ STEC: dict[Identity, str] = {"simclr": "stec", "relic": "stec-star"}
 
 
 def _arms(base: Config, identity: Identity) -> dict[str, Config]:
-    """The identity model alone and with exact actions, under the end of their names; SimCLR and ReLIC as released, too.
+    """The identity model alone and with exact actions, under the end of their names; SimCLR also as released.
 
     `base` is S-TEC's row of SimCLR: its `lambda_manip` is what README gives the released label.
     """
@@ -107,7 +107,8 @@ def _arms(base: Config, identity: Identity) -> dict[str, Config]:
     if identity in STEC:
         official = dataclasses.replace(alone, action="official", lambda_manip=base.lambda_manip)
         arms[f"{STEC[identity]}-official"] = official
-        arms[f"{identity}-official"] = dataclasses.replace(official, lambda_manip=0.0)
+    if identity == "simclr":
+        arms["simclr-official"] = dataclasses.replace(alone, action="official")
     return arms
 
 
