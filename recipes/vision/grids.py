@@ -14,13 +14,29 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from recipes.vision.config import Config, method
+from recipes.vision.config import NAMES, Config, Identity, method
 
 Value = str | int | float | bool | None
 Panel = Literal["3A", "3B-lambda", "3B-bins"]
 
 # What the manipulation model alone reads: without it these change nothing, so that their cells are one.
 OF_MANIPULATION = ("action", "manipulation", "manipulation_hidden", "bins")
+# Which identity models read a setting; the others do not change with it (see networks.identity).
+OF_IDENTITY: dict[str, tuple[Identity, ...]] = {
+    "temperature": ("simclr", "relic", "relicv2", "moco"),
+    "momentum": ("relic", "relicv2", "byol", "moco"),
+    "predictor_hidden": ("relic", "relicv2", "byol", "simsiam"),
+    "predictor_rate": ("relic", "relicv2", "byol", "simsiam"),
+    "projection_layers": ("byol", "simsiam", "vicreg", "barlow"),
+    "alpha": ("relic", "relicv2"),
+    "queue": ("moco",),
+    "lambda_reg": ("vicreg",),
+    "variance_weight": ("vicreg",),
+    "redundancy": ("barlow",),
+    "stop_gradient": ("byol", "simsiam"),
+    "small_size": ("relicv2",),
+    "small_scale": ("relicv2",),
+}
 # Named by arguments of their own, or no single value.
 ELSEWHERE = {
     "preset": "name the preset as the first argument",
@@ -135,24 +151,55 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Value]]:
     return axes
 
 
+def idle(config: Config) -> dict[str, str]:
+    """The settings that change nothing in a run, and why: those of models that it lacks.
+
+    >>> from recipes.vision.presets import preset
+    >>> idle(preset("tiny-simclr"))["bins"], "temperature" in idle(preset("tiny-simclr"))
+    ('lambda_manip is 0', False)
+    """
+    why = {
+        field: f"{NAMES[config.identity]} has none" for field, of in OF_IDENTITY.items() if config.identity not in of
+    }
+    if config.small_views == 0 and config.identity == "relicv2":
+        why |= dict.fromkeys(("small_size", "small_scale"), "small_views is 0")
+    if config.lambda_manip == 0:
+        why |= dict.fromkeys(OF_MANIPULATION, "lambda_manip is 0")
+    elif config.manipulation == "regressed":
+        why["bins"] = "a regression of actions has none"
+    return why
+
+
+def check_fixed(fixed: Mapping[str, Value], preset: str, configs: Sequence[Config]) -> None:
+    """ValueError for an axis of one value that no cell of the grid reads: its folder would be named by nothing."""
+    for field, value in fixed.items():
+        reasons = [idle(config).get(field) for config in configs]
+        if reasons and all(reasons):
+            raise ValueError(
+                f"{field}={text(value)} changes nothing in {preset}: {reasons[0]}; leave it out, or choose another "
+                "preset, or name the setting that brings it to use"
+            )
+
+
 def _without_idle(base: Config, overrides: Mapping[str, Value]) -> dict[str, Value]:
-    """The overrides that the run depends on: without L_manip its settings are idle, and so are bins of a regression."""
-    config = dataclasses.replace(base, **overrides)  # type: ignore[arg-type]
-    idle = OF_MANIPULATION if config.lambda_manip == 0 else ("bins",) if config.manipulation == "regressed" else ()
-    return {field: value for field, value in overrides.items() if field not in idle}
+    """The overrides that the run depends on."""
+    unread = idle(dataclasses.replace(base, **overrides))  # type: ignore[arg-type]
+    return {field: value for field, value in overrides.items() if field not in unread}
 
 
 def product(base: Config, axes: Mapping[str, Sequence[Value]]) -> Grid:
     """Every combination of the axes' values.
 
-    Cells that differ only in what they do not use are one: without L_manip there are no bins to vary.
+    Cells that differ only in what they do not use are one: without L_manip there are no bins to vary. An axis that no
+    cell uses is none.
     """
     cells: dict[str, Cell] = {}
     for values in itertools.product(*axes.values()):
         overrides = _without_idle(base, dict(zip(axes, values)))
         label = name(overrides).replace(",", ", ") or method(base)
         cells.setdefault(label, Cell(label, overrides))
-    return Grid(tuple(cells.values()), tuple(axes))
+    read = {field for cell in cells.values() for field in cell.overrides}
+    return Grid(tuple(cells.values()), tuple(field for field in axes if field in read))
 
 
 def panel(which: Panel, base: Config) -> Grid:

@@ -1,7 +1,8 @@
 """Sweep settings over seeds: python -m recipes.vision.sweep PRESET --root FOLDER --grid bins=4,6,8 lambda_manip=0,0.2.
 
 A grid is every combination of the values of any setting; --panel names the grids behind Fig. 3 of the paper. An axis
-of one value is a setting of all runs. Finished runs are kept and interrupted ones taken up, so the same command goes
+of one value is a setting of all runs; several values of what a preset does not read are one, a single one is refused.
+Finished runs are kept and interrupted ones taken up, so the same command goes
 on after an interruption; --part 1/2 and --part 2/2 share the runs between two processes, and the command without
 --part then gathers them. A run that diverges is recorded as failed, with its reason, and the others go on; the exit
 code is then 1.
@@ -26,7 +27,7 @@ from recipes.vision import compare, grids, inputs, plots
 from recipes.vision.measure import Protocol
 from recipes.vision.presets import Config, preset
 from recipes.vision.regression import read_regression
-from recipes.vision.run import build_learner
+from recipes.vision.run import build_learner, to_plain
 from recipes.vision.summary import FAILED, Run, Summary, aggregate, show, summarise
 from stec.core.learner import NonFiniteLoss
 from stec.vision.data import ImageSet
@@ -74,6 +75,8 @@ def plan(arguments: Arguments) -> tuple[grids.Grid, list[Run]]:
     if arguments.panel and varying:
         raise ValueError(f"--panel {arguments.panel} is a grid itself; give --grid axes of one value, or no --panel")
     grid = grids.panel(arguments.panel, base) if arguments.panel else grids.product(base, varying)
+    cells = [dataclasses.replace(base, **cell.overrides) for cell in grid.cells]  # type: ignore[arg-type]
+    grids.check_fixed(fixed, arguments.preset, cells)
     runs = []
     for seed in range(arguments.seeds):
         for cell in grid.cells:
@@ -99,6 +102,7 @@ def check(runs: Sequence[Run]) -> None:
         try:
             check_schedule(config)
             compare.begun(config, folder)
+            diverged(config, folder)
         except ValueError as error:
             raise ValueError(f"{label}: {error}") from error
     sources: dict[tuple[object, ...], tuple[tuple[int, int], int]] = {}  # image size and classes, by where they lie
@@ -114,13 +118,31 @@ def check(runs: Sequence[Run]) -> None:
             raise ValueError(f"{label}: {error}") from error
 
 
+def diverged(config: Config, folder: Path) -> bool:
+    """Whether this run's loss diverged before. ValueError where that was a run with other settings."""
+    failed = folder / FAILED
+    if not failed.is_file():
+        return False
+    kept = json.loads(failed.read_text())
+    if kept["error"] != NonFiniteLoss.__name__ or "settings" not in kept:  # what it was run with is not known: try anew
+        return False
+    there, here = kept["settings"], to_plain(config)
+    other = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
+    if other:
+        raise ValueError(
+            f"{folder} holds a run that diverged with other settings ({'; '.join(other)}); give another --runs, or "
+            "the same arguments"
+        )
+    return True
+
+
 def attempt(run: Run, work: Callable[[Run], list[records.Record]]) -> None:
     """Do the work of a run; why it failed, if it does, is kept in its folder.
 
     A loss that diverged would diverge again, so such a run is not tried anew; anything else may have been mended.
     """
     failed = run.folder / FAILED
-    if failed.is_file() and json.loads(failed.read_text())["error"] == NonFiniteLoss.__name__:
+    if diverged(run.config, run.folder):
         return
     try:
         work(run)
@@ -129,7 +151,8 @@ def attempt(run: Run, work: Callable[[Run], list[records.Record]]) -> None:
         for path in (run.folder.resolve(), run.folder, run.config.root):  # a record names no path of this machine
             reason = reason.replace(str(path), path.name) if path else reason
         check_writable(run.folder)
-        failed.write_text(json.dumps({"error": type(error).__name__, "reason": reason}) + "\n")
+        kept = {"error": type(error).__name__, "reason": reason, "settings": to_plain(run.config)}
+        failed.write_text(json.dumps(kept) + "\n")
         say(f"failed: {error}")
     else:
         failed.unlink(missing_ok=True)

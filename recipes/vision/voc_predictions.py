@@ -59,10 +59,17 @@ def average_precision(
 
     By torchmetrics on pycocotools: precision, made monotonic, is read at `points` equally distant recalls (11:
     VOC2007's rule). Objects marked difficult count for nothing, whether found or not: pycocotools' crowds, which
-    differ from VOC's rule in that the overlap with them is the share of the detection that they cover.
+    differ from VOC's rule in that the overlap with them is the share of the detection that they cover. ValueError where
+    every object is difficult, or there is none: precision is not defined then.
     """
     from torchmetrics.detection import MeanAveragePrecision  # of the extra `transfer`
 
+    if all(bool(o.difficult.all()) for o in objects):
+        hard = sum(len(o.labels) for o in objects)
+        raise ValueError(
+            f"none of the {len(objects)} test images holds an object that counts ({hard} are marked difficult), so "
+            "average precision is not defined; test on a split that has some (--test)"
+        )
     metric = MeanAveragePrecision(
         iou_thresholds=[k / 100 for k in range(50, 100, 5)],
         rec_thresholds=[k / (points - 1) for k in range(points)],

@@ -1,6 +1,7 @@
 """What detection and segmentation share around training: encoders from the command line, splits, runs and records."""
 
 import dataclasses
+import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes import records
-from recipes.run import check_writable
+from recipes.run import check_writable, plain
 from recipes.terminal import say, table
 from recipes.vision import networks
 from recipes.vision.config import method
@@ -73,7 +74,8 @@ def sources(encoders: Encoders) -> list[Source]:
             load_torchvision(encoder, _read_safetensors(path))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        found.append(Source(path.stem, path.stem, shape, lambda seed, encoder=encoder: encoder))  # type: ignore[misc]
+        known = {**shape, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        found.append(Source(path.stem, path.stem, known, lambda seed, encoder=encoder: encoder))  # type: ignore[misc]
     if encoders.random:
         found.append(_untrained(encoders.checkpoint[0]) if encoders.checkpoint else _named(shape, plain_encoder))
     if not found:
@@ -101,7 +103,9 @@ def _from_checkpoint(path: Path) -> Source:
     encoder = networks.encoder(config)
     load_weights(encoder, weights, source=path)
     run = path.resolve().parent.parent.name
-    return Source(run, method(config), {**_shape(config), "pretraining": to_plain(config)}, lambda seed: encoder)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()  # tells files of one name, and epochs of one run, apart
+    settings = {**_shape(config), "sha256": digest, "pretraining": to_plain(config)}
+    return Source(run, method(config), settings, lambda seed: encoder)
 
 
 def _untrained(path: Path) -> Source:
@@ -158,6 +162,26 @@ def check_apart(train: Sequence[Path], test: Sequence[Path]) -> None:
         raise ValueError(f"{len(both)} images are trained and tested on, such as {both[0]}; name splits that differ")
 
 
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """Where settings differ, part by part: "encoder.width 4 there, 8 here". What only `there` knows is passed over."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        parts = [_differences(there.get(key), value, f"{name}.{key}".strip(".")) for key, value in here.items()]
+        return [line for part in parts for line in part]
+    return [] if there == here else [f"{name} {there} there, {here} here"]
+
+
+def _finished(folder: Path, settings: Mapping[str, Any], data: str) -> list[records.Record]:
+    """The record of a finished run, if there is one. ValueError where its settings, encoder or data are others."""
+    if not (done := folder / "results.json").is_file():
+        return []
+    (record,) = records.read(done)
+    if other := _differences({**record.settings, "data": record.data}, {**plain(dict(settings)), "data": data}):
+        raise ValueError(
+            f"{folder} holds a run with other settings: {'; '.join(other)}; give the same, or another --out"
+        )
+    return [record]
+
+
 def run_all(
     arguments: Arguments,
     settings: Mapping[str, Any],
@@ -169,21 +193,26 @@ def run_all(
 ) -> list[records.Record]:
     """`one(source, seed, folder, settings)` for each encoder and seed, as records, also in results.json of `out`.
 
-    ValueError before the first where a folder holds a run already and `resume` was not asked for.
+    ValueError before the first where a folder holds a run and `resume` was not asked for, or holds another, finished.
     """
     out = arguments.out or Path("runs") / f"{task}-{preset}"
     check_writable(out)
-    plan = [(source, seed, out / f"{source.name}-seed{seed}") for seed in arguments.seeds for source in found]
-    begun = [folder for _, _, folder in plan if any((folder / "checkpoints").glob("*.ckpt"))]
+    data = arguments.root.resolve().name if arguments.root else ""
+    plan = [
+        (source, seed, out / f"{source.name}-seed{seed}", {**settings, "encoder": source.settings, "seed": seed})
+        for seed in arguments.seeds
+        for source in found
+    ]
+    begun = [folder for _, _, folder, _ in plan if any((folder / "checkpoints").glob("*.ckpt"))]
     if begun and not arguments.resume:
         raise ValueError(f"{begun[0]} holds a run already; go on with --resume, or choose another --out")
+    finished = {folder: _finished(folder, mine, data) for _, _, folder, mine in plan if arguments.resume}
     done: list[records.Record] = []
-    for source, seed, folder in plan:
-        if arguments.resume and (folder / "results.json").is_file():
-            done += records.read(folder / "results.json")
+    for source, seed, folder, mine in plan:
+        if finished.get(folder):
+            done += finished[folder]
             say(f"{folder.name} is finished")
             continue
-        mine = {**settings, "encoder": source.settings, "seed": seed}
         if folder not in begun:
             assert arguments.root is not None
             write_settings(folder, mine, arguments.root)
@@ -191,7 +220,7 @@ def run_all(
         record = records.record(
             method=source.method,
             preset=preset,
-            data=str(arguments.root.resolve().name) if arguments.root else "",
+            data=data,
             seed=seed,
             seconds=seconds,
             results=results,
@@ -201,9 +230,8 @@ def run_all(
         records.write([record], folder / "results.json")
         done.append(record)
     records.write(done, out / "results.json")
-    names = [result.metric for result in done[0].results]
     rows = [[r.method, str(r.seed), *(f"{100 * x.value:.1f}" for x in r.results)] for r in done]
-    table(["", "seed", *names], rows, title=f"{task}, %")
+    table(["", "seed", *(result.metric for result in done[0].results)], rows, title=f"{task}, %")
     say(f"written to {out / 'results.json'}")
     return done
 

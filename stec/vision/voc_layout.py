@@ -79,7 +79,7 @@ def report(problems: Sequence[Problem], images: int) -> None:
 def image_names(part: Part, task: str, annotated: Path) -> list[str]:
     """The names that a split lists (`task` is "Main" or "Segmentation"), or of all files in the folder `annotated`.
 
-    ValueError where the folder or list is missing or empty, or a line is no single name or is there twice.
+    ValueError where the folder or list is missing or empty, is no UTF-8, or a line is no single name or is there twice.
     """
     for folder in (part.root / "JPEGImages", annotated):
         if not folder.is_dir():
@@ -96,13 +96,24 @@ def image_names(part: Part, task: str, annotated: Path) -> list[str]:
             f"{path} does not exist; the splits there are {', '.join(there[:8]) or 'none'}, and 'all' takes every "
             "annotated image"
         )
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    names = [line.strip() for line in _lines(path) if line.strip()]
     if not names:
         raise ValueError(f"{path} is empty; give a split that lists images")
     for name in names:
         if len(name.split()) > 1 or Path(name).name != name:
             raise ValueError(f"{path} has the line {name!r}, no single name; give a split of names, such as trainval")
     return names
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text in UTF-8, with a byte order mark (as Windows writes it) or without."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); save it as UTF-8") from error
+    if "\0" in text:  # UTF-16 without its mark
+        raise ValueError(f"{path} is no text in UTF-8 (it has zero bytes, as UTF-16 has); save it as UTF-8")
+    return text.splitlines()
 
 
 def read_parts(

@@ -1,6 +1,7 @@
 """Detection as people run it, on drawn rectangles: precision in closed forms, whole runs, resumption, mistakes."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pickle
@@ -85,6 +86,15 @@ def test_difficult_objects_count_for_nothing() -> None:
         assert values(average_precision([given], truth, CLASSES, points=11))["AP50"] == 1.0
     beside = found([C, A], [1, 1], [0.95, 0.9])
     assert values(average_precision([beside], truth, CLASSES, points=11))["AP50"] == 0.5
+
+
+@pytest.mark.parametrize("labels", [[1], []])
+def test_without_an_object_that_counts_precision_is_not_defined(labels: list[int]) -> None:
+    hard = objects([A] * len(labels), labels, [True] * len(labels))
+    with pytest.raises(
+        ValueError, match=rf"none of the 2 test images holds .* \({2 * len(labels)} are marked difficult"
+    ):
+        average_precision([found([A], [1], [0.9])] * 2, [hard, hard], CLASSES, points=11)
 
 
 def voc2007(hits: list[bool], count: int) -> float:
@@ -215,6 +225,28 @@ def test_finished_runs_are_kept_and_other_settings_refused(root: Path, run: Path
     with pytest.raises(ValueError, match=r"other settings: lr 0\.01 there, 0\.5 here; give the same"):
         detect.detect(dataclasses.replace(arguments(root, tmp_path, lr=0.5), resume=True))
     (tmp_path / "untrained-seed0" / "checkpoints").rename(run / "untrained-seed0" / "checkpoints")
+
+
+def test_a_finished_run_of_another_encoder_or_other_settings_is_refused(root: Path, tmp_path: Path) -> None:
+    def from_file(seed: int, **changes: object) -> detect.Arguments:
+        torch.manual_seed(seed)
+        export_weights(torchvision_state_dict(resnet18("stl", width=4)), tmp_path / "mine.safetensors")
+        given = voc_runs.Encoders(weights=(tmp_path / "mine.safetensors",), arch="resnet18", stem="stl", width=4)
+        short = {"steps": 2, "drops": (), "precise_bn": 0, "encoders": given, **changes}
+        return arguments(root, tmp_path / "out", **short)
+
+    (record,) = detect.detect(from_file(0))
+    digest = hashlib.sha256((tmp_path / "mine.safetensors").read_bytes()).hexdigest()
+    assert record.settings["encoder"]["sha256"] == digest  # type: ignore[index]
+    assert detect.detect(from_file(0, resume=True)) == [record]
+    with pytest.raises(ValueError, match=rf"mine-seed0 holds .* settings: encoder\.sha256 {digest} there, .*--out"):
+        detect.detect(from_file(1, resume=True))
+    with pytest.raises(ValueError, match=r"settings: steps 2 there, 4 here; give the same, or another --out"):
+        detect.detect(from_file(0, resume=True, steps=4))
+    (tmp_path / "out" / "mine-seed0" / "results.json").unlink()  # trained, not measured
+    with pytest.raises(ValueError, match=r"other settings: encoder "):
+        detect.detect(from_file(1, resume=True))
+    assert len(detect.detect(from_file(0, resume=True))) == 1
 
 
 def test_the_pyramid_and_seeds(root: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,9 @@ from torch import nn
 from recipes import records
 from recipes.results import table
 from recipes.vision import compare, grids, networks, plots, regression, summary, sweep
-from recipes.vision.presets import Config, preset
+from recipes.vision.presets import Config, Identity, preset
 from recipes.vision.run import read_config
-from stec.core.learner import Learner
+from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.manipulation import RegressedActions
 from stec.core.objective import STECObjective
 from stec.vision.data import ImageSet
@@ -135,6 +136,68 @@ def test_without_l_manip_there_are_no_bins_to_vary() -> None:
         "manipulation=binned, bins=6",
         "manipulation=regressed",
     ]
+
+
+def labels(name: str, *words: str) -> list[str]:
+    return [cell.label for cell in grids.product(preset(name), grids.parse_grid(words)).cells]
+
+
+def test_what_an_identity_model_does_not_read_is_no_axis() -> None:
+    assert labels("tiny-stec", "momentum=0.5,0.9") == ["S-TEC exact"]
+    assert grids.product(preset("tiny-stec"), grids.parse_grid(["momentum=0.5,0.9"])).axes == ()
+    assert labels("tiny-stec", "identity=simclr,byol", "momentum=0.5,0.9", "temperature=0.1,0.2") == [
+        "identity=simclr, temperature=0.1",
+        "identity=simclr, temperature=0.2",
+        "identity=byol, momentum=0.5",
+        "identity=byol, momentum=0.9",
+    ]
+    assert labels("tiny-relicv2", "small_size=8,16", "small_views=0,2") == [
+        "small_views=0",
+        "small_size=8, small_views=2",
+        "small_size=16, small_views=2",
+    ]
+
+
+@pytest.mark.parametrize("model", typing.get_args(Identity))
+def test_idle_settings_change_nothing(model: Identity) -> None:
+    """Beside the modules: what is idle leaves the identity model's numbers as they are, what is not changes them."""
+    slow = None if model == "byol" else 0.99  # the case in which BYOL may do without its stop-gradient
+    base = dataclasses.replace(preset(f"tiny-{model}"), projection_hidden=8, projection_out=4, queue=16, momentum=slow)
+    others = {"temperature": 0.9, "predictor_hidden": 3, "projection_layers": 3, "alpha": 7.0, "queue": 32}
+    others |= {"variance_weight": 3.0, "redundancy": 0.5, "stop_gradient": False, "momentum": 0.5}
+
+    def made(config: Config) -> str:
+        torch.manual_seed(0)
+        module = networks.identity(config, 8)
+        plain = {
+            f"{name}.{key}": value
+            for name, part in module.named_modules()
+            for key, value in vars(part).items()
+            if isinstance(value, float | int | bool)
+        }
+        return f"{module} {plain} {[(key, value.shape) for key, value in module.state_dict().items()]}"
+
+    for field, value in others.items():
+        if field == "projection_layers" and base.projection_layers == 3:
+            value = 2
+        same = made(base) == made(dataclasses.replace(base, **{field: value}))
+        assert same == (field in grids.idle(base)), field
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "says"),
+    [
+        ("tiny-simclr", "bins=4", "bins=4 changes nothing in tiny-simclr: lambda_manip is 0; leave it out"),
+        ("tiny-stec", "momentum=0.5", "momentum=0.5 changes nothing in tiny-stec: SimCLR has none"),
+        ("tiny-byol", "temperature=0.5", "temperature=0.5 changes nothing in tiny-byol: BYOL has none"),
+        ("tiny-relic", "small_size=8", "small_size=8 changes nothing"),
+    ],
+)
+def test_one_value_of_what_is_not_read_is_refused(name: str, word: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=says):
+        sweep.plan(sweep.Arguments(name, grid=(word,), runs=tmp_path))
+    _, runs = sweep.plan(sweep.Arguments("tiny-simclr", grid=("bins=4", "lambda_manip=0,1"), seeds=1, runs=tmp_path))
+    assert [run.config.bins for run in runs] == [4, 4]  # one of them reads it
 
 
 @settings(max_examples=30)
@@ -330,6 +393,24 @@ def test_a_run_that_diverges_fails_alone(words: Words, tmp_path: Path, capsys: p
     before = written(tmp_path / "runs")
     assert sweep.main(line) == 1  # it would diverge again
     assert written(tmp_path / "runs") == before
+
+
+def test_a_divergence_holds_for_its_settings_alone(tmp_path: Path) -> None:
+    run = summary.Run("one", preset("quickstart"), tmp_path / "one")
+    tried = []
+
+    def diverge(run: summary.Run) -> list[records.Record]:
+        tried.append(run.config.lr)
+        raise NonFiniteLoss("identity became nan")
+
+    sweep.attempt(run, diverge)
+    sweep.attempt(run, diverge)
+    moved = run._replace(config=dataclasses.replace(run.config, root=tmp_path))  # where the data lie changes nothing
+    sweep.attempt(moved, diverge)
+    assert tried == [run.config.lr]
+    other = run._replace(config=dataclasses.replace(run.config, lr=1e-4))
+    with pytest.raises(ValueError, match=r"one: .*diverged with other settings \(lr 0.002 there, 0.0001 here\); give"):
+        sweep.check([other])
 
 
 def test_what_is_not_a_divergence_is_tried_again(tmp_path: Path) -> None:

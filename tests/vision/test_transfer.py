@@ -175,6 +175,13 @@ def test_moco_s_defaults() -> None:
     assert all(module.track_running_stats for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
+@pytest.mark.parametrize(("form", "factor"), [(c4_detector, 6), (fpn_detector, 1)])
+def test_proposals_before_suppression_follow_those_kept(form: Callable[..., FasterRCNN], factor: int) -> None:
+    model = form(resnet50("imagenet", width=2), 20, proposals=(30, 20))
+    assert model.rpn._pre_nms_top_n == {"training": 30 * factor, "testing": 20 * factor}
+    assert model.rpn._post_nms_top_n == {"training": 30, "testing": 20}
+
+
 def test_other_networks() -> None:
     theirs = torchvision_resnet18()
     theirs.feature_dim = 512

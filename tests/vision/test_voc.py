@@ -93,6 +93,11 @@ def test_all_that_is_annotated_without_a_list(root: Path) -> None:
     assert len(read_detection([Part(root, None)], classes=CLASSES)) == 2
 
 
+def test_a_list_may_begin_with_a_byte_order_mark(root: Path) -> None:
+    split("a\r\nc\r\n", "utf-8-sig")(root)
+    assert [path.stem for path in read(root).images] == ["a", "c"]
+
+
 def test_images_of_another_kind_are_found(root: Path) -> None:
     (root / "JPEGImages" / "a.jpg").rename(root / "JPEGImages" / "a.PNG".lower())
     assert [path.suffix for path in read(root).images] == [".png", ".jpg", ".jpg"]
@@ -150,8 +155,9 @@ def text(content: str | bytes, name: str = "b") -> Callable[[Path], None]:
     return lambda root: (root / "Annotations" / f"{name}.xml").write_bytes(data) and None  # type: ignore[return-value]
 
 
-def split(content: str) -> Callable[[Path], None]:
-    return lambda root: (root / "ImageSets" / "Main" / "train.txt").write_text(content) and None  # type: ignore[return-value]
+def split(content: str, encoding: str = "utf-8") -> Callable[[Path], None]:
+    data = content.encode(encoding)
+    return lambda root: (root / "ImageSets" / "Main" / "train.txt").write_bytes(data) and None  # type: ignore[return-value]
 
 
 def torn(root: Path) -> None:
@@ -195,6 +201,14 @@ MISTAKES = {
     ),
     "empty list": (split("\n"), "train.txt is empty"),
     "list of one class": (split("a  1\nb -1\n"), "'a  1', no single name"),
+    "list in UTF-16": (
+        split("a\nb\n", "utf-16"),
+        r"train.txt is no text in UTF-8 \(.*can't decode.*; save it as UTF-8",
+    ),
+    "list in UTF-16 without a mark": (
+        split("a\nb\n", "utf-16-le"),
+        "train.txt is no text in UTF-8 .*; save it as UTF-8",
+    ),
     "path in a list": (split("../a\n"), "'../a', no single name"),
     "twice in a list": (split("a\nb\na\n"), "1 images of .* listed twice, such as a"),
 }
