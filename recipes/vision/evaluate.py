@@ -3,10 +3,10 @@
 Three protocols on frozen features of labelled images, each image as it is: a linear layer by the optimiser and schedule
 of the released code's linear fit (with --augmented on new crops and flips each epoch, as there), logistic regression
 (L-BFGS), weighted k nearest neighbours. A fourth, online, fits nothing: it is the accuracy of the linear head that was
-trained along with the encoder, where the checkpoint has one and the test set has its classes (--protocols online reads
-test images alone). And how well the manipulation model reads actions off held-out views. The data are those of
-pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained encoder too. The
-numbers go into the run's results.json, beside those of pretraining.
+trained along with the encoder, where the checkpoint has one and the test set is of the run's own data and classes
+(--protocols online reads test images alone). And how well the manipulation model reads actions off held-out views. The
+data are those of pretraining unless --root (and --data) name others. With --baselines, raw pixels and the untrained
+encoder too. The numbers go into the run's results.json, beside those of pretraining.
 """
 
 import dataclasses
@@ -83,14 +83,15 @@ def baselines(
 
 def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[records.Record]:
     """Everything the arguments ask for, as records; `seconds` is how long pretraining took, where that is known."""
-    learner, config, origin = load_learner(arguments.checkpoint)
-    config = data_of(arguments, config)
+    learner, own, origin = load_learner(arguments.checkpoint)
+    config = data_of(arguments, own)
     offline = [protocol for protocol in arguments.protocols if protocol != "online"]
     # Nothing is fitted on training images for the online head: one of them stands for all.
     train, test = inputs.labelled_images(config if offline else dataclasses.replace(config, limit=1))
     head = None
     if "online" in arguments.protocols:
-        head = online_head(learner.probe, test, asked=arguments.protocols != ALL)
+        reason = foreign(learner.probe, test, own.data, config.data, origin.get("class_names"))
+        head = online_head(learner.probe, reason, asked=arguments.protocols != ALL)
     if arguments.baselines and not offline:
         raise ValueError("--baselines have no online head: give --protocols another one beside it")
     done = baselines(config, train, test, offline) if arguments.baselines else []
@@ -121,16 +122,30 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     return done
 
 
-def online_head(head: OnlineProbe | None, test: inputs.Inputs, *, asked: bool) -> OnlineProbe | None:
-    """The online head where it knows as many classes as the test set has.
+def foreign(
+    head: OnlineProbe | None, test: inputs.Inputs, own: Data, data: Data, names: Sequence[str] | None
+) -> str | None:
+    """Why the online head, trained on `own` with classes of these names, does not fit a test set of `data`.
 
-    Where it does not, ValueError says why, or a line and None if nobody asked for it by name.
+    None where it does. A folder may hold images of any set, such as CIFAR-10 as files: there the names decide, and
+    without names (imported checkpoints, and those of before names were kept) the number of classes, in their order.
     """
-    classes = len(test.images.classes)
-    if head is not None and head.linear.out_features == classes:
+    classes = test.images.classes
+    if head is None or head.linear.out_features != len(classes):
+        knows = "no online head" if head is None else f"an online head of {head.linear.out_features} classes"
+        return f"the checkpoint has {knows}, the test set {len(classes)} classes"
+    if own != data and "folder" not in (own, data):
+        return f"the checkpoint has an online head for the classes of {own}, the test set is {data}"
+    for i, (known, there) in enumerate(zip(names or (), classes)):
+        if known != there:
+            return f"class {i} of the checkpoint's online head is {known!r}, of the test set {there!r}"
+    return None
+
+
+def online_head(head: OnlineProbe | None, reason: str | None, *, asked: bool) -> OnlineProbe | None:
+    """The online head, unless there is a reason against it: ValueError, or a line and None if nobody asked by name."""
+    if reason is None:
         return head
-    knows = "no online head" if head is None else f"an online head of {head.linear.out_features} classes"
-    reason = f"the checkpoint has {knows}, the test set {classes} classes"
     if asked:
         raise ValueError(f"{reason}: leave online out of --protocols, or name other data with --root and --data")
     say(f"{reason}: no online accuracy")

@@ -3,8 +3,8 @@
 FILE is what that code (NeuromorphicComputing/S-TEC, PyTorch Lightning 1.5.9) saved; nothing in it is executed. DIR gets
 encoder.safetensors, the encoder alone with torchvision's names and the file's values, and checkpoints/imported.ckpt, a
 checkpoint of ours with all its heads, for recipes.vision.evaluate (--protocols online gives the accuracy of its online
-head), recipes.vision.export and the rest. Sizes come from the weights. What the file says of itself is shown beside
-them; where the two differ the weights count.
+head), recipes.vision.export and the rest. Sizes come from the weights, settings from what the file says of itself. A
+table shows what is used beside what is said, and where the two differ.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ def learner_of(official: OfficialCheckpoint, config: Config, path: Path) -> Lear
     if official.projector is None:
         raise ValueError(f"{path} has no projection; --encoder-only reads the encoder alone")
     size = PIXELS[config.stem]
-    learner = build_learner(config, (size, size), official.sizes.classes or 0, batches=None)
+    learner = build_learner(config, (size, size), official.sizes.classes or 0, batches=None, trainable=False)
     models: Any = learner.objective.models
     load_weights(learner.encoder, official.encoder, source=f"{path}, encoder,")
     load_weights(models["identity"].projector, official.projector, source=f"{path}, projection,")
@@ -101,7 +101,7 @@ def show(imported: Imported) -> None:
     table(["part", "numbers"], rows, title=f"{method(config)}, nearest preset {config.preset}")
     found = claims(official, config)
     compared = [(c.what, _text(c.used), _text(c.said), "differs" if c.differs else "") for c in found]
-    table(["", "used", "hyper_parameters", ""], compared, title="what the weights show, what the file says")
+    table(["", "used", "hyper_parameters", ""], compared, title="what is used, what the file says")
     keys = {claim.key for claim in found}
     _say_all("hyper_parameters besides", {k: v for k, v in official.hyper_parameters.items() if k not in keys})
     _say_all("the file besides", official.says)
@@ -116,7 +116,8 @@ def show(imported: Imported) -> None:
     say(f"written: {_text(imported.encoder)}, with torchvision's names and without fc, values unchanged")
     if imported.checkpoint:
         where = _text(imported.checkpoint)
-        say(f"written: {where}. Now: python -m recipes.vision.evaluate --checkpoint {where}")
+        say(f"written: {where}. Now:")
+        say(f"python -m recipes.vision.evaluate --checkpoint {where} --root FOLDER --protocols online")
 
 
 def _text(value: object) -> str:

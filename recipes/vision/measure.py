@@ -28,6 +28,7 @@ from stec.core.probe import (
     linear_accuracy,
     logistic_accuracy,
 )
+from stec.vision.colour import WithColour
 from stec.vision.data import ImageSet
 from stec.vision.streaming import EvalImages
 from stec.vision.views import CROP_FLIP, Augmentation, two_views
@@ -157,14 +158,21 @@ def geometry(law: Augmentation) -> Augmentation:
     return dataclasses.replace(CROP_FLIP, size=law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
 
 
+def reading_law(config: Config) -> Augmentation:
+    """The law of the views that actions are read off: without changes of colour, unless they are part of the action."""
+    coloured = isinstance(networks.COPIES[config.action], WithColour)
+    return config.augmentation if coloured else geometry(config.augmentation)
+
+
 @torch.no_grad()
 def read_actions(
     learner: Learner, config: Config, images: ImageSet, *, passes: int = 2, batch: int = 256
 ) -> list[Result]:
     """How well the manipulation model reads actions off views of held-out images, in evaluation mode.
 
-    The views follow the law of pretraining without its changes of colour. Nats are the mean
-    over pairs and components; chance is that of a predictor blind to the views, from 100,000 simulated pairs.
+    The views follow the law of pretraining without its changes of colour, unless they are part of the action. Nats are
+    the mean over valid pairs (no view solarised) and components; chance is that of a predictor blind to the views, from
+    100,000 simulated pairs. ValueError where no pair is valid.
     """
     model = learner.objective.models["manipulation"]
     if isinstance(model, EveryPair):
@@ -174,7 +182,7 @@ def read_actions(
     where = device()
     network, model = learner.encoder.to(where).eval(), model.to(where).eval()
     copy = networks.COPIES[config.action]
-    law = geometry(config.augmentation)
+    law = reading_law(config)
     nll, hits, count = 0.0, torch.zeros(len(copy.components)), 0
     for i in range(passes):
         for start in range(0, len(images), batch):
@@ -182,9 +190,12 @@ def read_actions(
             part = images.images[start : start + batch].to(where)
             pair = two_views(part, generator=generator, augmentation=law, copy=copy)
             logits, bins = model.logits(encode(network, pair)), model.bins(pair.action)
-            nll += float(binned_nll(logits, bins)) * len(part)
-            hits += (logits.argmax(dim=2) == bins).float().sum(dim=0).cpu()
-            count += len(part)
+            valid, n = pair.valid, int(pair.valid.sum())
+            nll += float(binned_nll(logits, bins, valid)) * n
+            hits += (logits.argmax(dim=2) == bins)[valid].float().sum(dim=0).cpu()
+            count += n
+    if not count:
+        raise ValueError(f"no action to read: one view of every pair is solarised (p_solarise {law.p_solarise})")
     h, w = (int(n) for n in images.images.shape[2:])
     chance = networks.chance(config, model.bins.cpu(), (h, w))
     model.bins.to(where)

@@ -59,27 +59,24 @@ def config_of(official: OfficialCheckpoint, stem: Stem, data: Data) -> Config:
     if manipulates and sizes.manipulation_hidden is not None:
         hidden = sizes.manipulation_hidden
         changes |= {"bins": sizes.bins, "manipulation_hidden": hidden[0] if len(hidden) == 1 else hidden}
-        changes["lambda_manip"] = weight or base.lambda_manip
-    fields = {
-        "temperature": "temperature",
-        "learning_rate": "lr",
-        "discrimination_lambda": "lambda_id",
-        "weight_decay": "weight_decay",
-    }
-    changes |= {field: value for key, field in fields.items() if (value := _number(says, key))}
+        changes["lambda_manip"] = base.lambda_manip if weight is None else weight
+    fields = {"learning_rate": "lr", "discrimination_lambda": "lambda_id", "weight_decay": "weight_decay"}
+    changes |= {field: value for key, field in fields.items() if (value := _number(says, key)) is not None}
+    if temperature := _number(says, "temperature"):  # a divisor
+        changes["temperature"] = temperature
     epochs, warmup = _number(says, "max_epochs"), _number(says, "warmup_epochs")
     warmup = base.warmup_epochs if warmup is None else warmup
     if epochs and warmup < epochs:
         changes |= {"epochs": int(epochs), "warmup_epochs": int(warmup)}
-    if batch := _number(says, "batch_size"):  # of each process
-        changes["batch_size"] = int(batch * (_number(says, "gpus") or 1) * (_number(says, "num_nodes") or 1))
+    if batch := _batch(says):
+        changes["batch_size"] = batch
     if says.get("optimizer") in ("lars", "sgd"):
         changes["optimizer"] = says["optimizer"]
     return dataclasses.replace(base, **changes)
 
 
 class Claim(NamedTuple):
-    """One property: its value in the weights, and under `key` of hyper_parameters; None where one says nothing."""
+    """One property: the value that is used, and the one under `key` of hyper_parameters; None where there is none."""
 
     what: str
     key: str
@@ -88,11 +85,13 @@ class Claim(NamedTuple):
 
     @property
     def differs(self) -> bool:
-        return self.used is not None and self.said is not None and str(self.used) != str(self.said)
+        if self.used is None or self.said is None:
+            return False
+        return self.used != self.said and str(self.used) != str(self.said)
 
 
 def claims(official: OfficialCheckpoint, config: Config) -> list[Claim]:
-    """What the weights show beside what the file says; where the two differ the weights count."""
+    """What is used beside what the file says: of sizes what the weights show, of settings what could be taken over."""
     sizes, says = official.sizes, official.hyper_parameters
     hidden, first = sizes.manipulation_hidden, _flag(says, "first_conv")
     return [
@@ -111,14 +110,47 @@ def claims(official: OfficialCheckpoint, config: Config) -> list[Claim]:
         # Pooling has no weights, and data leave none: what is used was concluded from the rest, or given.
         Claim("pooling", "maxpool1", config.stem == "imagenet", _flag(says, "maxpool1")),
         Claim("data", "dataset", config.data, _data(says) or says.get("dataset")),
+        Claim("optimizer", "optimizer", config.optimizer, says.get("optimizer")),
+        Claim("batch, all processes", "batch_size", config.batch_size, _batch(says) or says.get("batch_size")),
+        *(Claim(what, key, used, _said(says, key)) for what, key, used in _numbers(config)),
+    ]
+
+
+def _numbers(config: Config) -> list[tuple[str, str, float]]:
+    """The settings that are numbers, with their keys in hyper_parameters."""
+    return [
+        ("weight of the manipulation", "manip_lambda", config.lambda_manip),
+        ("weight of the identity", "discrimination_lambda", config.lambda_id),
+        ("temperature", "temperature", config.temperature),
+        ("learning rate", "learning_rate", config.lr),
+        ("weight decay", "weight_decay", config.weight_decay),
+        ("epochs", "max_epochs", config.epochs),
+        ("warmup, epochs", "warmup_epochs", config.warmup_epochs),
     ]
 
 
 def _number(says: Mapping[str, Any], key: str) -> float | None:
-    """A finite number of at least 0, or None."""
+    """A finite number of at least 0, also one written as text, or None."""
     value = says.get(key)
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
     return value if usable else None
+
+
+def _said(says: Mapping[str, Any], key: str) -> object:
+    """The number under a key, or what else is there."""
+    number = _number(says, key)
+    return says.get(key) if number is None else number
+
+
+def _batch(says: Mapping[str, Any]) -> int | None:
+    """Images of a batch over all processes; the file says those of one process. None where it says nothing usable."""
+    batch = _number(says, "batch_size")
+    return int(batch * (_number(says, "gpus") or 1) * (_number(says, "num_nodes") or 1)) if batch else None
 
 
 def _flag(says: Mapping[str, Any], key: str) -> bool | None:

@@ -6,12 +6,11 @@ from torch import Tensor
 from recipes.records import Result
 from recipes.vision import networks
 from recipes.vision.config import Config
-from recipes.vision.measure import device, geometry
+from recipes.vision.measure import device, reading_law
 from stec.core.actions import step_seed
 from stec.core.learner import Learner
 from stec.core.manipulation import EveryPair, RegressedActions
 from stec.core.objective import encode
-from stec.vision.colour import WithColour
 from stec.vision.data import ImageSet
 from stec.vision.views import two_views
 
@@ -34,7 +33,7 @@ def read_regression(
     where = device()
     network, model = learner.encoder.to(where).eval(), model.to(where).eval()
     copy = networks.COPIES[config.action]
-    law = config.augmentation if isinstance(copy, WithColour) else geometry(config.augmentation)
+    law = reading_law(config)
     errors: list[Tensor] = []
     actions: list[Tensor] = []
     for i in range(passes):

@@ -94,11 +94,12 @@ def _by_rate(group: dict[str, Any], config: Config) -> list[dict[str, Any]]:
 
 
 def build_learner(
-    config: Config, image_size: tuple[int, int], classes: int, *, batches: EpochBatches | None
+    config: Config, image_size: tuple[int, int], classes: int, *, batches: EpochBatches | None, trainable: bool = True
 ) -> Learner:
     """Networks, objective and views of a configuration, ready to train on images of that size and those classes.
 
-    Without `batches` the networks alone are of use.
+    Without `batches` the networks alone are of use; then with `trainable=False` it does not matter whether we could
+    train so: the released code has LARS without weight decay, which `optimizer_factory` refuses.
     """
     steps_per_epoch = len(batches) if batches else 1
     lightning.seed_everything(config.seed, verbose=False)
@@ -108,7 +109,7 @@ def build_learner(
         network,
         networks.objective(config, feature_dim, image_size),
         views=networks.views(config),
-        optimizer=optimizer_factory(config),
+        optimizer=optimizer_factory(config) if trainable else lambda groups: optimizer_factory(config)(groups),
         adapt={"kind": by_kind, "name": by_name}[config.adapt],
         weight_decay=config.weight_decay,
         warmup_steps=config.warmup_epochs * steps_per_epoch,
@@ -166,7 +167,9 @@ def pretrain(
         source = inputs.training_images(config, progress.reading)
         batches = EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
         image_size = source.image_size(config.augmentation.size or 224)
-        learner = build_learner(config, image_size, len(source.images.classes), batches=batches)
+        classes = source.images.classes
+        learner = build_learner(config, image_size, len(classes), batches=batches)
+        learner.record["class_names"] = list(classes)  # what the online head's outputs stand for
         progress.headline(
             f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, "
             f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {config.precision}"
@@ -193,6 +196,6 @@ def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
     if "image_size" not in record:
         raise ValueError(f"{path} is no checkpoint of images; give one of recipes.vision.pretrain")
     config = from_plain(record["config"], None)
-    learner = build_learner(config, tuple(record["image_size"]), record["classes"], batches=None)
+    learner = build_learner(config, tuple(record["image_size"]), record["classes"], batches=None, trainable=False)
     load_weights(learner, checkpoint.weights, source=path)
     return learner, config, record

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from stec.core.inert import entries, plain
@@ -50,7 +51,7 @@ class Sizes(NamedTuple):
 class OfficialCheckpoint(NamedTuple):
     """What a file of the released code holds: weights under our names, and what it says beside them."""
 
-    encoder: dict[str, Tensor]  # as torchvision names them, without fc; values and types unchanged
+    encoder: dict[str, Tensor]  # as torchvision names them, without fc; values and types unchanged, see `_counted`
     projector: dict[str, Tensor] | None
     manipulation: dict[str, Tensor] | None
     probe: dict[str, Tensor] | None
@@ -93,7 +94,7 @@ def read_official(path: str | Path, *, skip_foreign: bool = False, encoder_only:
         if part == "encoder" or not encoder_only
     }
     tensors = file.tensors({name: weights[name] for names in parts.values() for name in names.values()})
-    made = {part: {short: tensors[name] for short, name in names.items()} for part, names in parts.items()}
+    made = {part: _counted({short: tensors[name] for short, name in names.items()}) for part, names in parts.items()}
     try:
         projector = _projector(made.get("projection", {}))
         manipulation = _manipulation(made.get("binned_prediction_model", {}))
@@ -124,6 +125,12 @@ def _glance(value: Any) -> Any:
     """A number or text, or how much there is of anything else."""
     short, size = plain(value, 0), len(entries(value) or (value if isinstance(value, list | tuple) else ()))
     return f"({size} entries)" if short == "..." else short
+
+
+def _counted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with a count of batches, 0, for each BatchNorm without one, as in files of torch before 0.4.1."""
+    layers = [name.removesuffix("running_var") for name in weights if name.endswith(".running_var")]
+    return {f"{layer}num_batches_tracked": torch.tensor(0) for layer in layers} | weights
 
 
 def _complete(part: str, weights: Mapping[str, Tensor], expected: Mapping[str, tuple[str, ...]]) -> None:

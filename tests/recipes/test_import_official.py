@@ -29,7 +29,7 @@ from recipes.run import last_checkpoint
 from recipes.vision import evaluate
 from recipes.vision.import_official import Arguments, Imported, import_official, show
 from recipes.vision.import_official import main as command
-from recipes.vision.official_settings import data_of, stem_of
+from recipes.vision.official_settings import claims, data_of, stem_of
 from recipes.vision.presets import preset
 from recipes.vision.run import load_learner
 from stec.core.checkpoints import load_checkpoint
@@ -173,6 +173,55 @@ def test_the_command_says_what_there_is(
         command()
 
 
+SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
+    # what the file says, what the configuration has to be, what could not be taken over
+    "zeros": (
+        {"discrimination_lambda": 0, "weight_decay": 0.0, "warmup_epochs": 0},
+        {"lambda_id": 0, "weight_decay": 0.0, "warmup_epochs": 0},
+        set(),
+    ),
+    "text": (
+        {"manip_lambda": "0.3", "weight_decay": "1e-4", "learning_rate": " 2 ", "batch_size": "64", "gpus": "2"},
+        {"lambda_manip": 0.3, "weight_decay": 1e-4, "lr": 2.0, "batch_size": 128},
+        set(),
+    ),
+    "zero as text": ({"manip_lambda": "0"}, {"lambda_manip": 0.0}, set()),
+    "whole numbers": ({"manip_lambda": 1, "learning_rate": 4}, {"lambda_manip": 1, "lr": 4}, set()),
+    "unusable": (
+        {
+            "optimizer": "adam",
+            "temperature": 0,
+            "learning_rate": "fast",
+            "weight_decay": -1,
+            "discrimination_lambda": float("nan"),
+            "max_epochs": 5,
+            "batch_size": 0,
+        },
+        {"optimizer": "lars", "temperature": 0.5, "lr": 4.0, "weight_decay": 1e-6, "lambda_id": 2.0, "epochs": 1000},
+        {
+            "optimizer",
+            "temperature",
+            "learning_rate",
+            "weight_decay",
+            "discrimination_lambda",
+            "max_epochs",
+            "batch_size",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_taken_over_or_shown_to_differ(name: str, tmp_path: Path) -> None:
+    says, wanted, differing = SETTINGS[name]
+    outcome = take_over(tmp_path, released_weights(), says)
+    assert outcome.checkpoint is not None
+    _, config, record = load_learner(outcome.checkpoint)
+    assert {field: getattr(config, field) for field in wanted} == wanted
+    assert {field: record["config"][field] for field in wanted} == wanted
+    assert {claim.key for claim in claims(outcome.official, config) if claim.differs} == differing
+
+
 def test_what_the_file_says_cannot_speak_to_the_terminal(tmp_path: Path) -> None:
     outcome = take_over(tmp_path, released_weights(), {"comment": "\x1b[2Jgone", "arch": "[/nothing]"})
     with contextlib.redirect_stdout(io.StringIO()):
@@ -279,8 +328,8 @@ def test_resnet18_on_imagenet_has_no_preset_but_settings(tmp_path: Path) -> None
 def test_records_of_an_imported_checkpoint_lie_in_its_folder(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = take_over(tmp_path, released_weights())
-    words = f"--root {images} --data folder --protocols online --actions True"
+    outcome = take_over(tmp_path, released_weights(), data="folder")
+    words = f"--root {images} --protocols online --actions True"
     monkeypatch.setattr("sys.argv", ["x", "--checkpoint", str(outcome.checkpoint), *words.split()])
     evaluate.main()
     (record,) = records.read(tmp_path / "out" / "results.json")

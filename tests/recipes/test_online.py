@@ -80,8 +80,38 @@ def test_a_head_of_other_classes_is_an_error_if_asked_for_and_a_line_if_not(
     with pytest.raises(ValueError, match=f"the checkpoint has {has}, the test set 10 classes: leave online out"):
         evaluate.evaluate(arguments)
     _, test = inputs.labelled_images(tiny(images))
-    assert evaluate.online_head(learner.probe, test, asked=False) is None
+    reason = evaluate.foreign(learner.probe, test, "folder", "folder", None)
+    assert evaluate.online_head(learner.probe, reason, asked=False) is None
     assert f"the checkpoint has {has}, the test set 10 classes: no online accuracy" in capsys.readouterr().out
+
+
+def test_a_head_of_as_many_other_classes_is_refused(
+    images: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of the classes; by the kind of the data too, which is all that an older checkpoint tells."""
+    assert load_learner(checkpoint)[2]["class_names"] == [f"class{i}" for i in range(10)]
+    others = ten_classes(tmp_path / "others")
+    for split in ("train", "test"):
+        (others / split / "class4").rename(others / split / "class33")
+    asked = evaluate.Arguments(checkpoint, root=others, protocols=("online",))
+    with pytest.raises(
+        ValueError, match="class 4 of the checkpoint's online head is 'class4', of the test set 'class33'"
+    ):
+        evaluate.evaluate(asked)
+    (unasked,) = evaluate.evaluate(dataclasses.replace(asked, protocols=evaluate.ALL, actions=False))
+    assert [x.protocol for x in unasked.results] == ["linear", "logistic", "knn"]
+    assert "of the test set 'class33': no online accuracy" in " ".join(capsys.readouterr().out.split())
+
+    learner, _, record = load_learner(checkpoint)
+    older = {name: value for name, value in record.items() if name != "class_names"}
+    path = tmp_path / "checkpoints" / "older.ckpt"
+    save_checkpoint(path, learner.state_dict(), older, step=0)
+    (accepted,) = evaluate.evaluate(dataclasses.replace(asked, checkpoint=path))
+    assert [x.protocol for x in accepted.results] == ["online"]
+    test = inputs.labelled_images(dataclasses.replace(load_learner(path)[1], root=images))[1]
+    assert evaluate.foreign(learner.probe, test, "cifar10", "folder", None) is None  # images of any set, as files
+    reason = evaluate.foreign(learner.probe, test, "cifar10", "stl10", None)
+    assert reason == "the checkpoint has an online head for the classes of cifar10, the test set is stl10"
 
 
 def test_baselines_have_no_online_head(checkpoint: Path) -> None:

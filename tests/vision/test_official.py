@@ -161,6 +161,22 @@ def test_what_the_file_says_of_itself(tmp_path: Path) -> None:
     assert read_official(path).sha256 == found.sha256
 
 
+def test_batch_norms_without_a_count_of_batches(tmp_path: Path) -> None:
+    """As in files of torch before 0.4.1: 0 is filled in for each; what is there stays."""
+    weights, path = released_weights(), tmp_path / "a.ckpt"
+    kept = "encoder.bn1.num_batches_tracked"
+    fewer = {name: v for name, v in weights.items() if name == kept or not name.endswith("num_batches_tracked")}
+    whole = read_official(save_released(path, weights))
+    found = read_official(save_released(path, fewer))
+    for part in ("encoder", "projector", "manipulation", "probe"):
+        ours, theirs = getattr(found, part), getattr(whole, part)
+        assert set(ours) == set(theirs)
+        for name, value in ours.items():
+            filled = name.endswith("num_batches_tracked") and (part, name) != ("encoder", "bn1.num_batches_tracked")
+            torch.testing.assert_close(value, torch.tensor(0) if filled else theirs[name], rtol=0, atol=0)
+    resnet18("cifar", width=4).load_state_dict(found.encoder)
+
+
 def renamed(weights: Weights) -> Weights:
     return {f"module.{name}": value for name, value in weights.items()}
 

@@ -1,0 +1,81 @@
+"""How well actions are read off held-out views: beside a loop over pairs, with colour and solarised views."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.vision import measure, networks
+from recipes.vision.presets import preset
+from stec.core.actions import Bins, ViewPair
+from stec.core.learner import Learner
+from stec.core.manipulation import BinnedActions
+from stec.core.objective import STECObjective
+from stec.vision.data import ImageSet
+from stec.vision.views import SIMCLR_CIFAR, Augmentation
+
+IMAGES = ImageSet(torch.randint(256, (50, 3, 16, 16), dtype=torch.uint8), torch.zeros(50).long(), ("a",))
+
+
+def reader(action: str, law: Augmentation) -> tuple[Learner, Any, BinnedActions]:
+    """A learner with a binned manipulation model on the mean colour of each view, and its configuration."""
+    config = dataclasses.replace(preset("quickstart"), action=action, augmentation=law)  # type: ignore[arg-type]
+    copy = networks.COPIES[action]
+    d = len(copy.components)
+    model = BinnedActions(nn.Linear(2 * 3, d * 4), Bins.uniform(-1.0, 1.0, 4), components=copy.components)
+    learner = Learner(
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+        STECObjective({"manipulation": model}, {"manipulation": 1.0}),
+        views=networks.views(config),
+        optimizer=torch.optim.Adam,
+        adapt=lambda name, parameter: False,
+        weight_decay=0.0,
+        warmup_steps=0,
+        total_steps=1,
+        seed=0,
+    )
+    return learner, config, model
+
+
+@pytest.mark.parametrize("action", ["augself-colour", "exact"])
+def test_actions_are_read_off_valid_pairs_with_their_colours(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner, config, model = reader(action, dataclasses.replace(SIMCLR_CIFAR, p_solarise=0.3))
+    seen: list[ViewPair] = []
+    made = measure.two_views
+
+    def two_views(*images: Any, **law: Any) -> ViewPair:
+        seen.append(made(*images, **law))
+        return seen[-1]
+
+    monkeypatch.setattr(measure, "two_views", two_views)
+    found, minus_chance = measure.read_actions(learner, config, IMAGES, batch=32)
+    names = networks.COPIES[action].components
+    nats: list[float] = []
+    hits = dict.fromkeys(names, 0)
+    for pair in seen:
+        for i in range(len(pair.x)):
+            if pair.valid[i]:
+                h = torch.cat((pair.x[i].mean(dim=(1, 2)), pair.x_prime[i].mean(dim=(1, 2))))
+                beliefs = model.head(h).detach().double().view(len(names), 4).softmax(dim=1)
+                for name, belief, value in zip(names, beliefs, pair.action[i].tolist()):
+                    k = min(max(int((value + 1) * 2), 0), 3)
+                    nats.append(-float(belief[k].log()))
+                    hits[name] += int(belief.argmax()) == k
+    pairs = len(nats) // len(names)
+    colour = action == "augself-colour"
+    assert (pairs < 90) if colour else (pairs == 100)  # solarised views only where colours are part of the action
+    assert found.details["pairs"] == pairs
+    assert found.value == pytest.approx(sum(nats) / len(nats), abs=1e-4)
+    assert minus_chance.value == pytest.approx(found.value - minus_chance.details["chance"], abs=2e-4)
+    for name in names:
+        assert found.details[name]["accuracy"] == pytest.approx(hits[name] / pairs, abs=1e-4)
+    actions = torch.cat([pair.action for pair in seen])
+    assert bool((actions.std(dim=0) > 0).all())  # without jitter, colours would not differ
+
+
+def test_no_valid_pair_is_an_error() -> None:
+    learner, config, _ = reader("augself-colour", dataclasses.replace(SIMCLR_CIFAR, p_solarise=1.0))
+    with pytest.raises(ValueError, match=r"every pair is solarised \(p_solarise 1.0\)"):
+        measure.read_actions(learner, config, IMAGES)
