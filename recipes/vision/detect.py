@@ -147,6 +147,8 @@ def read_data(config: Config, root: Path | None) -> tuple[DetectionSet, Detectio
     train = read("training", splits[0], config.classes or None)
     test = read("test", splits[1], train.classes)
     voc_runs.check_apart(train.images, test.images)
+    if all(bool(o.difficult.all()) for o in test.objects):
+        raise ValueError("no test object counts: all are marked difficult, or there are none; name another --test")
     return train, test
 
 

@@ -383,6 +383,17 @@ def test_classes_of_the_test_data_that_training_lacks_are_refused(root: Path, tm
         detect.detect(arguments(root, tmp_path / "out", test=(f"{tmp_path}/VOC/train",)))
 
 
+def test_test_data_without_an_object_that_counts_are_refused(root: Path, tmp_path: Path) -> None:
+    draw_folder(tmp_path / "VOC", "train", ["a", "b"])
+    for name in "ab":
+        path = tmp_path / "VOC" / "Annotations" / f"{name}.xml"
+        assert "<name>" in path.read_text()
+        text = path.read_text().replace("<difficult>0</difficult>", "")
+        path.write_text(text.replace("<bndbox>", "<difficult>1</difficult><bndbox>"))
+    with pytest.raises(ValueError, match="no test object counts: all are marked difficult"):
+        detect.detect(arguments(root, tmp_path / "out", test=(f"{tmp_path}/VOC/train",)))
+
+
 def test_missing_libraries_are_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pycocotools" else find(name))
