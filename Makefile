@@ -1,4 +1,4 @@
-.PHONY: setup fmt lint types test bench docs all
+.PHONY: setup fmt lint types test bench golden docs all
 
 setup:   ; pip install -c constraints.txt -e ".[dev]"
 fmt:     ; ruff check --fix . && ruff format .
@@ -6,5 +6,6 @@ lint:    ; ruff check . && ruff format --check . && lint-imports
 types:   ; mypy
 test:    ; pytest
 bench:   ; python -m recipes.bench.vision && python -m recipes.bench.decoding && python -m recipes.bench.audio
+golden:  ; STEC_GOLDEN=write pytest tests/recipes/test_golden.py
 docs:    ; python -m recipes.results.table --write README.md && python -m recipes.vision.ambiguity --out docs/official-label.png
 all:     lint types test

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-CONSOLE = Console()
+CONSOLE = Console(markup=False, emoji=False)  # names of files and classes may hold brackets and colons
 
 
 def say(line: str) -> None:
@@ -14,10 +15,14 @@ def say(line: str) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
-    """A small table: the first column names, the others numbers."""
-    grid = Table(title=title, title_justify="left")
+    """A small table: the first column names, the others numbers. Words stay whole, on a narrow terminal too."""
+    grid = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    needed = 1
     for i, name in enumerate(header):
-        grid.add_column(name, justify="left" if i == 0 else "right", overflow="fold", min_width=min(8, len(name)))
+        words = [word for text in (name, *(row[i] for row in rows)) for word in text.split()]
+        longest = max(map(len, words), default=0)
+        grid.add_column(name, justify="left" if i == 0 else "right", min_width=longest)
+        needed += longest + 2  # with a blank on each side
     for row in rows:
         grid.add_row(*row)
-    CONSOLE.print(grid)
+    CONSOLE.print(grid, width=max(needed, CONSOLE.width), crop=False)

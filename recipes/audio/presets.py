@@ -5,10 +5,10 @@ Riviere et al. 2020. S-TEC: Scherr et al. 2022, whose audio code is not public. 
 """
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Literal
 
+from recipes.presets import find
 from stec.audio.encoders import Normalisation
 from stec.audio.views import Object
 from stec.core.sequence import Negatives, Others, Part
@@ -60,6 +60,8 @@ class Config:
     sampling: Literal["random", "all"] = "random"  # one window an utterance an epoch (GIM), or all
     together: Literal["uniform", "speaker", "utterance"] = "uniform"  # what the windows of a group share
     batch_size: int = 64  # windows, over all processes (Oord: 8 GPUs with 8 each)
+    micro_batch: int | None = None  # windows whose activations are kept at a time; all by default
+    statistics: Literal["micro", "frozen"] = "micro"  # of BatchNorm where there are micro-batches
     optimizer: Literal["adam", "adamw"] = "adam"  # Oord
     lr: float = 2e-4  # Oord
     schedule: Literal["constant", "cosine"] = "constant"  # of the learning rate, after the warm-up; Oord mentions none
@@ -148,10 +150,7 @@ PRESETS = _presets()
 
 def preset(name: str) -> Config:
     """The preset of this name. ValueError names the nearest ones where there is none."""
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=4, cutoff=0.3) or sorted(PRESETS)
-        raise ValueError(f"no preset {name!r}; the nearest are {', '.join(near)}")
-    return PRESETS[name]
+    return find(name, PRESETS)
 
 
 def method(config: Config) -> str:

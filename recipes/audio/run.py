@@ -187,6 +187,8 @@ def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatch
         seed=config.seed,
         check_every=config.check_every,
         compiled=config.compiled,
+        micro_batch=config.micro_batch,
+        statistics=config.statistics,
         record={
             "config": to_plain(config),
             "classes": classes,

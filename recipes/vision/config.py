@@ -51,6 +51,8 @@ class Config:
     manipulation_hidden: int | tuple[int, ...] = 512  # code: manip_hidden_mlp; several hidden layers, or none: ()
     bins: int = 6  # K of Eq. 3 (code)
     batch_size: int = 1024  # code, over all processes
+    micro_batch: int | None = None  # views whose activations are kept at a time; all by default
+    statistics: Literal["micro", "frozen"] = "micro"  # of BatchNorm where there are micro-batches
     warmup_epochs: int = 10  # code
     optimizer: Literal["lars", "sgd", "adamw"] = "lars"
     adapt: Literal["kind", "name"] = "kind"  # which tensors LARS adapts: by kind, or by the released code's names

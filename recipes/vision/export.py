@@ -71,7 +71,8 @@ def card(config: Config, found: list[records.Record], *, licence: str | None, im
     """The model card, in Markdown under the header that model hubs read."""
     lines, size = loading(config), config.augmentation.size
     tested = "as they are" if size is None else f"resized to {round(size * 256 / 224)} pixels and cut to {size}"
-    origin = f"Pretrained by `recipes.vision.pretrain {config.preset}` of stec (settings in config.json)."
+    length = f"{config.epochs} epochs at batch {config.batch_size}, seed {config.seed}"
+    origin = f"Pretrained by `recipes.vision.pretrain {config.preset}` of stec: {length} (settings in config.json)."
     if imported:
         origin = (
             f"Pretrained by the authors' released code and imported from {imported['file']} (SHA-256 "
@@ -87,7 +88,8 @@ def card(config: Config, found: list[records.Record], *, licence: str | None, im
             "",
             f"# {config.arch} by {method(config)} on {config.data}",
             "",
-            f"{origin} An encoder of colour images (b, 3, h, w) in [0, 1], not normalised by mean and deviation; "
+            f"{origin} An encoder of colour images (b, 3, h, w) in [0, 1], not normalised by mean and deviation, whose "
+            f"first stage has {config.width} channels; "
             f"probed on images {tested}.",
             "",
             "## Loading",

@@ -121,6 +121,8 @@ def build_learner(
         channels_last=prefers_channels_last(network),
         check_every=config.check_every,
         compiled=config.compiled,
+        micro_batch=config.micro_batch,
+        statistics=config.statistics,
         record={
             "config": to_plain(config),
             "image_size": list(image_size),

@@ -202,7 +202,7 @@ def report(arguments: Arguments, grid: grids.Grid, runs: Sequence[Run]) -> list[
         plots.draw_sweep(
             summaries,
             arguments.plot,
-            axes=grid.axes,
+            axes=[axis for axis in grid.axes if len({s.overrides.get(axis) for s in summaries}) > 1],
             accuracy=f"accuracy, {arguments.protocol}",
             title=f"{arguments.preset}" + (f", panel {arguments.panel}" if arguments.panel else ""),
         )

@@ -114,11 +114,12 @@ def draw_objects(path: Path, data: DetectionSet, found: Sequence[Found], *, coun
     count = min(count, len(data))
     figure = Figure(figsize=(4 * count, 6.4), dpi=72, layout="constrained")
     axes = figure.subplots(2, count, squeeze=False)
+    names = data.classes if len(data.classes) > len(BRIGHT) else None  # where colours come twice, each box is named
     for i in range(count):
         image, truth = data[i]
         sure = found[i]["scores"] >= SURE
-        _boxes(axes[0][i], image, truth.boxes, truth.labels)
-        _boxes(axes[1][i], image, found[i]["boxes"][sure], found[i]["labels"][sure])
+        _boxes(axes[0][i], image, truth.boxes, truth.labels, names)
+        _boxes(axes[1][i], image, found[i]["boxes"][sure], found[i]["labels"][sure], names)
     axes[0][0].set_ylabel("annotated")
     axes[1][0].set_ylabel(f"found, score from {SURE}")
     shown = {int(label) for i in range(count) for part in (data[i][1].labels, found[i]["labels"]) for label in part}
@@ -126,11 +127,15 @@ def draw_objects(path: Path, data: DetectionSet, found: Sequence[Found], *, coun
     _finish(figure, path, named)
 
 
-def _boxes(axes: Axes, image: Tensor, boxes: Tensor, labels: Tensor) -> None:
+def _boxes(axes: Axes, image: Tensor, boxes: Tensor, labels: Tensor, names: Sequence[str] | None) -> None:
     axes.imshow(image.permute(1, 2, 0).numpy(), extent=(0, image.shape[2], image.shape[1], 0))
     for (x1, y1, x2, y2), label in zip(boxes.tolist(), labels.tolist()):
         colour = BRIGHT[(label - 1) % len(BRIGHT)]
         axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.8))
+        if names:
+            axes.text(
+                x1, y1, names[label - 1], size=8, color="white", backgroundcolor=colour, va="bottom", parse_math=False
+            )
 
 
 def draw_classes(path: Path, data: SegmentationSet, found: Sequence[Tensor], *, count: int = 3) -> None:

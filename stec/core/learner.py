@@ -15,6 +15,7 @@ from stec.core import distributed
 from stec.core.actions import ViewPair, step_seed
 from stec.core.checkpoints import FORMAT
 from stec.core.diagnostics import CollapsedFeatures, CollapseWatch, Diagnosed, describe
+from stec.core.micro import MicroBatches, Statistics
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
 from stec.core.optim import Schedule, parameter_groups, warmup_cosine
@@ -42,8 +43,10 @@ class Learner(lightning.LightningModule):
     themselves, as means over processes of the local values. Features that collapse are warned of once
     (`CollapseWatch`).
 
-    The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `record` is
-    what a checkpoint says of itself: plain values that recreate the networks.
+    The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `micro_batch`
+    is the number of views whose activations are kept at a time, for batches that are larger than the memory; see
+    `stec.core.micro.MicroBatches`, also for `statistics`. `record` is what a checkpoint says of itself: plain values
+    that recreate the networks.
     """
 
     def __init__(
@@ -65,6 +68,8 @@ class Learner(lightning.LightningModule):
         channels_last: bool = False,
         check_every: int = 1,
         compiled: bool = False,
+        micro_batch: int | None = None,
+        statistics: Statistics = "micro",
         record: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -94,8 +99,14 @@ class Learner(lightning.LightningModule):
         self.channels_last = channels_last
         self.check_every = check_every
         self.record = dict(record or {})
-        # In a tuple, outside the module tree: checkpoints keep the keys of the plain encoder.
-        self._encoder = (torch.compile(self.encoder) if compiled else self.encoder,)
+        online: Callable[[Any], Any] = torch.compile(self.encoder) if compiled else self.encoder
+        target: Callable[[Any], Any] | None = self.target
+        if micro_batch is not None:
+            online = MicroBatches(self.encoder, size=micro_batch, statistics=statistics, call=online)
+            if self.target is not None:
+                target = MicroBatches(self.target, size=micro_batch, statistics=statistics)
+        # What is called in place of the two. In a tuple, outside the module tree: checkpoints keep the plain keys.
+        self._encoders = (online, target)
         self._trace: list[Tensor] = []
         self._rate = 0.0  # of the last step in the trace
         self._read = 0
@@ -123,8 +134,9 @@ class Learner(lightning.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         pair = self.make_pair(batch, self.global_step)
-        online = encode(self._encoder[0], pair)
-        target = encode(self.target, pair, large_only=True) if self.target is not None else None
+        online_encoder, target_encoder = self._encoders
+        online = encode(online_encoder, pair)
+        target = encode(target_encoder, pair, large_only=True) if target_encoder is not None else None
         terms = self.objective(online, target, pair)
         loss = terms["loss"]
         if self.probe is not None:
@@ -195,7 +207,7 @@ class Learner(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError("accumulating gradients is no larger contrastive batch: set accumulate_grad_batches to 1")
+            raise ValueError("accumulating gradients is no larger contrastive batch: give micro_batch in place of it")
         self._read = self.global_step
         self._trace = []
 

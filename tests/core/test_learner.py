@@ -83,7 +83,15 @@ class Recording(Learner):
             self.described.append(dict(self.diagnostics))
 
 
-def a_learner(*, momentum: bool = False, check_every: int = 1, steps: int = STEPS, adam: bool = False) -> Recording:
+def a_learner(
+    *,
+    momentum: bool = False,
+    check_every: int = 1,
+    steps: int = STEPS,
+    adam: bool = False,
+    encoder: nn.Module | None = None,
+    micro_batch: int | None = None,
+) -> Recording:
     torch.manual_seed(0)
     models: dict[str, InverseModel] = {
         "identity": SimCLR(mlp(6, [8], 4), temperature=0.5),
@@ -93,7 +101,7 @@ def a_learner(*, momentum: bool = False, check_every: int = 1, steps: int = STEP
     if momentum:
         models["normal"], weights["normal"] = NormalIdentity(), 0.5
     return Recording(
-        mlp(8, [16], 6),
+        encoder or mlp(8, [16], 6),
         STECObjective(models, weights),
         views=shifted,
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.02) if adam else LARS(groups, lr=0.5),
@@ -105,6 +113,7 @@ def a_learner(*, momentum: bool = False, check_every: int = 1, steps: int = STEP
         probe=OnlineProbe(6, 3),
         target_momentum=0.9 if momentum else None,
         check_every=check_every,
+        micro_batch=micro_batch,
         record={"config": {"width": 16}},
     )
 
@@ -430,7 +439,7 @@ def test_processes_draw_different_views(monkeypatch: pytest.MonkeyPatch) -> None
 def test_accumulating_gradients_is_refused(tmp_path: Path) -> None:
     trainer = a_trainer(tmp_path)
     trainer.accumulate_grad_batches = 2
-    with pytest.raises(ValueError, match="accumulate_grad_batches to 1"):
+    with pytest.raises(ValueError, match="give micro_batch"):
         fit(a_learner(), trainer)
 
 
@@ -462,3 +471,22 @@ def test_momentum_must_be_given_where_a_model_wants_it() -> None:
             total_steps=1,
             seed=0,
         )
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_micro_batches_train_as_the_whole_batch_does(momentum: bool, tmp_path: Path) -> None:
+    """The losses and weights of a run whose encoder has no BatchNorm, with a momentum encoder and without."""
+    runs = []
+    for micro_batch in (None, 5):
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 6))
+        learner = a_learner(momentum=momentum, encoder=encoder, micro_batch=micro_batch)
+        a_trainer(tmp_path).fit(learner, Loader())
+        runs.append(learner)
+    plain, micro = runs
+    assert [step.keys() for step in micro.seen] == [step.keys() for step in plain.seen]
+    assert len(micro.seen) == STEPS
+    for one, other in zip(micro.seen, plain.seen):
+        assert list(one.values()) == pytest.approx(list(other.values()), rel=1e-4)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(micro.state_dict()[name], value, rtol=1e-4, atol=1e-5)
