@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from test_gloo import WORLD, run
+from test_gloo import WORLD, average, run
 from torch import Tensor, nn
 
 from stec.core.actions import Bins, MoreViews, ViewPair
@@ -12,7 +12,7 @@ from stec.core.manipulation import BinnedActions, EveryPair
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import InverseModel, STECObjective, encode
 
-B, LARGE, SMALL, STEPS = 6, 3, 2, 3
+B, LARGE, SMALL, STEPS, QUEUE = 8, 3, 2, 3, 41
 
 
 def head(width: int = 4) -> nn.Module:
@@ -26,8 +26,8 @@ MODELS = {
     "relic, no momentum": lambda: ReLIC(head(), temperature=0.3, alpha=0.8, momentum=None),
     "relicv2": lambda: ReLICv2(head(), temperature=0.3, alpha=0.8, momentum=0.9, predictor=nn.Linear(4, 4)),
     "relicv2, no momentum": lambda: ReLICv2(head(), temperature=0.3, alpha=0.8, momentum=None),
-    # 12 keys a step: the ring of 31 wraps in the third
-    "moco": lambda: MoCo(head(), temperature=0.3, queue=31, momentum=0.9, features=4),
+    # 16 keys a step: the ring of 41 wraps in the third
+    "moco": lambda: MoCo(head(), temperature=0.3, queue=QUEUE, momentum=0.9, features=4),
     "every pair": lambda: EveryPair(BinnedActions(nn.Linear(10, 3 * 6), Bins.uniform(-2.0, 2.0, 6))),
 }
 
@@ -47,7 +47,8 @@ def joined_pair(step: int) -> ViewPair:
 def part_of(pair: ViewPair, rank: int) -> ViewPair:
     """The rows of one process."""
     assert pair.more is not None
-    mine = slice(rank * B // WORLD, (rank + 1) * B // WORLD)
+    world = dist.get_world_size() if dist.is_initialized() else WORLD
+    mine = slice(rank * B // world, (rank + 1) * B // world)
     more = MoreViews(
         tuple(view[mine] for view in pair.more.views), LARGE, pair.more.action[:, :, mine], pair.more.valid[:, :, mine]
     )
@@ -77,9 +78,7 @@ def trained(name: str, rank: int | None) -> list[Tensor]:
         values = [loss.detach(), *(p.grad for p in parameters if p.grad is not None)]
         assert len(values) == len(parameters) + 1
         if rank is not None:
-            for value in values:
-                dist.all_reduce(value)
-                value /= WORLD
+            average(values)
         found += [value.clone() for value in values]
         optimizer.step()
         for module in (target, *model.modules()):
@@ -114,7 +113,7 @@ def test_the_queues_of_two_processes_hold_the_joined_keys(found: list[dict[str, 
     state = [dict(zip(start.state_dict(), process["moco"][-len(start.state_dict()) :])) for process in found]
     queues = [each["queue"] for each in state]
     assert torch.equal(*queues)
-    assert [each["pointer"].item() for each in state] == [3 * 2 * B % 31] * WORLD
+    assert [each["pointer"].item() for each in state] == [STEPS * 2 * B % QUEUE] * WORLD
     assert (queues[0] - start.queue).norm(dim=1).min() > 0.01  # every key has been replaced
 
 

@@ -1,8 +1,8 @@
-"""Two gloo processes give the terms and the gradient of one process on the joined batch."""
+"""Gloo processes together give the terms and the gradient of one process on the joined batch."""
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -56,14 +56,24 @@ def gradients(pair: ViewPair) -> tuple[list[Tensor], Tensor]:
     return [p.grad for p in parameters if p.grad is not None], torch.stack([terms[name].detach() for name in names])
 
 
+def share(pair: ViewPair, rank: int) -> ViewPair:
+    """The rows of one process; of two where none run."""
+    world = dist.get_world_size() if dist.is_initialized() else WORLD
+    return ViewPair(*(None if part is None else part.chunk(world)[rank] for part in pair))  # type: ignore[arg-type]
+
+
+def average(values: Iterable[Tensor]) -> None:
+    """The mean over processes in place, as DistributedDataParallel takes it of gradients."""
+    for value in values:
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+
+
 def part_of_objective(rank: int) -> dict[str, list[Tensor]]:
     """What DistributedDataParallel computes: the mean over processes of each one's gradient."""
     pair = joined_pair()
-    mine = ViewPair(*(None if part is None else part.chunk(WORLD)[rank] for part in pair))
-    grads, terms = gradients(mine)
-    for value in (*grads, terms):
-        dist.all_reduce(value)
-        value /= WORLD
+    grads, terms = gradients(share(pair, rank))
+    average([*grads, terms])
     return {"gradients": grads, "terms": [terms]}
 
 
@@ -80,22 +90,25 @@ def part_of_batches(rank: int) -> dict[str, list[Tensor]]:
     return {"batches": list(EpochBatches(20, batch_size=6, seed=3))}
 
 
-def work(rank: int, part: Callable[[int], dict[str, list[Tensor]]], port: int, folder: str) -> None:
+def work(rank: int, part: Callable[[int], dict[str, list[Tensor]]], world: int, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timedelta(seconds=60))
     try:
         torch.save(part(rank), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
-def run(part: Callable[[int], dict[str, list[Tensor]]], folder: Path) -> list[dict[str, list[Tensor]]]:
+def run(
+    part: Callable[[int], dict[str, list[Tensor]]], folder: Path, *, world: int = WORLD
+) -> list[dict[str, list[Tensor]]]:
+    """What `part` returns in each of the processes, which start and end together."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(work, args=(part, port, str(folder)), nprocs=WORLD, join=True)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    mp.spawn(work, args=(part, world, port, str(folder)), nprocs=world, join=True)  # type: ignore[attr-defined]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def test_two_processes_equal_one_on_the_joined_batch(tmp_path: Path) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from test_gloo import WORLD, joined_pair, run
+from test_gloo import average, joined_pair, run, share
 from torch import Tensor, nn
 
 from stec.core.actions import ViewPair
@@ -44,17 +43,11 @@ def terms_and_gradients(name: str, pair: ViewPair) -> list[Tensor]:
     return [torch.stack([term.detach() for term in terms.values()]), *gradients]
 
 
-def half(rank: int) -> ViewPair:
-    return ViewPair(*(None if part is None else part.chunk(WORLD)[rank] for part in joined_pair()))
-
-
 def part_of_models(rank: int) -> dict[str, list[Tensor]]:
     """What DistributedDataParallel computes: the mean over processes of each one's terms and gradients."""
-    found = {name: terms_and_gradients(name, half(rank)) for name in MODELS}
+    found = {name: terms_and_gradients(name, share(joined_pair(), rank)) for name in MODELS}
     for values in found.values():
-        for value in values:
-            dist.all_reduce(value)
-            value /= WORLD
+        average(values)
     return found
 
 
@@ -82,5 +75,7 @@ def test_two_processes_equal_one_on_the_joined_batch(name: str, found: list[dict
 @pytest.mark.parametrize("name", ["vicreg", "barlow"])
 def test_rows_beyond_the_process_matter(name: str) -> None:
     """Without them the case above would say nothing: halves alone have other statistics, by far more than 1e-10."""
-    apart = (terms_and_gradients(name, half(0))[0] + terms_and_gradients(name, half(1))[0]) / 2
+    apart = (
+        terms_and_gradients(name, share(joined_pair(), 0))[0] + terms_and_gradients(name, share(joined_pair(), 1))[0]
+    ) / 2
     assert (apart - terms_and_gradients(name, joined_pair())[0]).abs()[-1] > 1e-3

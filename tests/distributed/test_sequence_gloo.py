@@ -1,22 +1,15 @@
 """Models over time: two gloo processes give the terms and the gradient of one process on the joined batch."""
 
-import os
-import socket
-from datetime import timedelta
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from test_gloo import average, run, share
 from torch import Tensor, nn
 
 from stec.core.actions import ViewPair
 from stec.core.objective import InverseModel, STECObjective, encode
 from stec.core.sequence import CPC, FrameIdentity, LinearPredictor, PooledIdentity, SwitchIdentity
 
-WORLD, B, T, C, Z = 2, 12, 9, 5, 4
+B, T, C, Z = 12, 9, 5, 4
 
 
 class Sequences(nn.Module):
@@ -74,12 +67,6 @@ def joined_pair(*, two: bool) -> ViewPair:
     )
 
 
-def part_of(pair: ViewPair, rank: int) -> ViewPair:
-    """The rows of one process."""
-    parts: list[Any] = [None if part is None else part.chunk(WORLD)[rank] for part in pair]
-    return ViewPair(*parts)
-
-
 def cases() -> list[tuple[str, bool]]:
     """Every model with two views; the halves of one for some of those that compare stretches."""
     return [*((name, True) for name in MODELS), *((name, False) for name in ("cpc all", "pooled all", "frames"))]
@@ -94,35 +81,18 @@ def gradients(name: str, pair: ViewPair) -> list[Tensor]:
     return [loss.detach(), *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
 
 
-def work(rank: int, port: int, folder: str) -> None:
+def part_of_cases(rank: int) -> dict[str, list[Tensor]]:
     """What DistributedDataParallel computes: the mean over processes of each one's gradient."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60))
-    try:
-        found = {}
-        for name, two in cases():
-            pair = joined_pair(two=two)
-            mine = part_of(pair, rank)
-            values = gradients(name, mine)
-            for value in values:
-                dist.all_reduce(value)
-                value /= WORLD
-            found[f"{name} {two}"] = values
-        torch.save(found, Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    found = {f"{name} {two}": gradients(name, share(joined_pair(two=two), rank)) for name, two in cases()}
+    for values in found.values():
+        average(values)
+    return found
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
     """What each process holds after all cases: one start of two processes serves them all."""
-    folder = tmp_path_factory.mktemp("gloo")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, args=(port, str(folder)), nprocs=WORLD, join=True)  # type: ignore[attr-defined]
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run(part_of_cases, tmp_path_factory.mktemp("gloo"))
 
 
 @pytest.mark.parametrize(("name", "two"), cases(), ids=lambda value: str(value))
@@ -143,7 +113,7 @@ def test_candidates_beyond_the_process_matter() -> None:
     """Without them the cases above would say nothing: halves alone have another loss, by far more than 1e-10."""
     for name in ("cpc all", "pooled all", "pooled other groups", "switch"):
         pair = joined_pair(two=True)
-        half = part_of(pair, 0)
-        other = part_of(pair, 1)
+        half = share(pair, 0)
+        other = share(pair, 1)
         apart = (gradients(name, half)[0] + gradients(name, other)[0]) / 2
         assert abs(float(apart - gradients(name, pair)[0])) > 1e-6, name
