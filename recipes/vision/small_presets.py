@@ -75,8 +75,8 @@ TINY: dict[Identity, dict[str, Any]] = {
     "simsiam": {
         "lambda_id": 1.0,
         "optimizer": "sgd",
-        "lr": 0.06,
-        "weight_decay": 5e-4,
+        "lr": 0.04,
+        "weight_decay": 2e-3,
         "projection_hidden": 512,
         "projection_out": 512,
         "predictor_hidden": 128,
