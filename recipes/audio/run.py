@@ -19,6 +19,7 @@ from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from stec.audio.corpus import Corpus
 from stec.audio.phones import Alignment, read_cpc_labels
+from stec.audio.shards import SpeechShards, open_speech
 from stec.audio.splits import read_split, select
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader
@@ -96,8 +97,10 @@ def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[C
     """The utterances to train on, and a line on them. ValueError where there are none."""
     if config.corpus is None:
         raise ValueError("where is the speech? give --corpus CACHE, made by python -m recipes.audio.prepare")
-    corpus = Corpus.open(config.corpus)
+    corpus = open_speech(config.corpus)
     note = f"{len(corpus):,} utterances, {corpus.hours:.2f} h"
+    if isinstance(corpus, SpeechShards):
+        note += f" in {len(corpus.source.index.shards)} shards"
     if config.split is None and labels is None:
         return corpus, note
     split = read_split(config.split) if config.split else corpus.utterances
@@ -199,7 +202,14 @@ def build_learner(config: Config, *, corpus: Corpus | None, batches: WindowBatch
     )
 
 
-def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool = False) -> Outcome:
+def pretrain(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    checkpoint_minutes: float | None = None,
+) -> Outcome:
     """Train to the end, from the start or from the last checkpoint of `folder`."""
     quieten()
     config = dataclasses.replace(config, precision=precision(config))
@@ -250,6 +260,7 @@ def pretrain(config: Config, folder: Path, *, resume: bool = False, quiet: bool 
             paths={name: getattr(config, name) for name in PATHS},
             progress=progress,
             resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
         )
     return Outcome(learner, checkpoint, seconds, len(batches))
 

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.vision.config import Config
+from stec.core.shards import is_sharded
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
 from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet, tiny_imagenet
 from stec.vision.loading import load
 from stec.vision.rendered import rendered_images
+from stec.vision.shards import ShardedImages
 
 Progress = Callable[[int, int], None]
+Images = ImageSet | ImageFiles | ShardedImages
 
 # Disjoint seeds: no rendered image serves both training and testing.
 RENDERED_TRAIN, RENDERED_TEST, RENDERED_N = 0, 1, 10_000
@@ -19,9 +22,9 @@ RENDERED_TRAIN, RENDERED_TEST, RENDERED_N = 0, 1, 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Images in memory, or image files to be streamed, and what a person wants to know of them."""
+    """Images in memory, or image files or shards to be streamed, and what a person wants to know of them."""
 
-    images: ImageSet | ImageFiles
+    images: Images
     note: str  # one line: how many, from where, how many left out
 
     @property
@@ -76,6 +79,9 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
     """The images to pretrain on, labelled where labels are at hand. ValueError where they are missing or broken."""
     images: ImageSet | None = None
     note = ""
+    if folder := sharded_folder(config):
+        shards = ShardedImages.open(folder)
+        return read(config, shards if config.limit is None else shards.subset(config.limit, seed=0))
     if config.data == "rendered":
         images = ImageSet(
             *rendered_images(config.limit or RENDERED_N, size=config.augmentation.size or 32, seed=RENDERED_TRAIN)
@@ -107,17 +113,27 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
     return dataclasses.replace(inputs, note=inputs.note + note)
 
 
+def sharded_folder(config: Config) -> Path | None:
+    """The folder of shards that the root names, or its train folder is, whatever layout their files had; or none."""
+    if config.root is None or config.data == "rendered":
+        return None
+    root = config.root.expanduser()
+    return next((folder for folder in (root, root / "train") if is_sharded(folder)), None)
+
+
 def labelled_images(config: Config, progress: Progress | None = None) -> tuple[Inputs, Inputs]:
     """Labelled images to fit probes on and to test them on. ValueError where there are no labels."""
     train, test = labelled_sources(config)
     return read(config, train, progress), read(config, test, progress)
 
 
-def labelled_sources(config: Config) -> tuple[ImageSet | ImageFiles, ImageSet | ImageFiles]:
+def labelled_sources(config: Config) -> tuple[Images, Images]:
     """As `labelled_images`, but no file is decoded yet: a part of them can be selected first."""
-    train: ImageSet | ImageFiles
-    test: ImageSet | ImageFiles
-    if config.data == "rendered":
+    train: Images
+    test: Images
+    if sharded_folder(config):
+        train, test = _labelled_shards(config)
+    elif config.data == "rendered":
         size = config.augmentation.size or 32
         train = ImageSet(*rendered_images(config.limit or RENDERED_N, size=size, seed=RENDERED_TRAIN))
         test = ImageSet(*rendered_images(2_000, size=size, seed=RENDERED_TEST))
@@ -133,11 +149,31 @@ def labelled_sources(config: Config) -> tuple[ImageSet | ImageFiles, ImageSet | 
     return train, test
 
 
-def read(config: Config, images: ImageSet | ImageFiles, progress: Progress | None = None) -> Inputs:
-    """Files decoded into memory where they fit; what lies there already as it is."""
+def read(config: Config, images: Images, progress: Progress | None = None) -> Inputs:
+    """Files decoded into memory where they fit; what lies there already, or in shards, as it is."""
     if isinstance(images, ImageSet):
         return Inputs(images, f"{len(images):,} images")
+    if isinstance(images, ShardedImages):
+        count = len(images.source.index.shards)
+        unlabelled = "" if images.classes else ", unlabelled"
+        return Inputs(images, f"{len(images):,} images, streamed from {count:,} shards{unlabelled}")
     return _in_memory(config, images, None, progress)
+
+
+def _labelled_shards(config: Config) -> tuple[ShardedImages, ShardedImages]:
+    root = _root(config)
+    folders = folder_split(root, "train"), folder_split(root, "test")
+    if folders[0] is None or folders[1] is None:
+        raise ValueError(
+            f"{root} holds shards to pretrain on, but none to probe with; lay shards out as train/ and test/ below one "
+            "folder, or probe the encoder on files with --root and --data"
+        )
+    train, test = ShardedImages.open(folders[0]), ShardedImages.open(folders[1])
+    if not train.classes or train.classes != test.classes:
+        raise ValueError(
+            f"the shards in {folders[0]} and {folders[1]} have no classes, or not the same; write both again"
+        )
+    return train, test
 
 
 def _labelled_files(config: Config) -> tuple[ImageFiles, ImageFiles]:

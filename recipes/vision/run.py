@@ -18,9 +18,10 @@ from stec.core.checkpoints import load_checkpoint, load_weights
 from stec.core.learner import Learner
 from stec.core.optim import LARS, by_kind, by_name
 from stec.core.probe import OnlineProbe
+from stec.core.shards import ShardBatches
 from stec.vision.data import ImageSet, ResidentLoader
 from stec.vision.encoders import prefers_channels_last
-from stec.vision.folder import ImageFiles
+from stec.vision.shards import ShardedImages
 from stec.vision.streaming import CroppedPairs, streaming_loader
 from stec.vision.views import Augmentation
 
@@ -132,16 +133,22 @@ def build_learner(
     )
 
 
+def order(config: Config, source: inputs.Inputs) -> EpochBatches:
+    """The batches of a run: any images of an epoch together, or those of few shards."""
+    if isinstance(source.images, ShardedImages):
+        return ShardBatches(source.images.shard, batch_size=config.batch_size, seed=config.seed)
+    return EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
+
+
 def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
     """Batches of the source: indexed in memory, on the GPU where there is one, or decoded and cropped by workers."""
     if isinstance(source.images, ImageSet):
         device = "cuda" if torch.cuda.is_available() and config.devices == 1 else "cpu"
         return ResidentLoader(source.images.to(device), batches)
-    files: ImageFiles = source.images
     law = config.augmentation
     if law.size is None:
         raise ValueError("streamed images need a size for their views: give --size")
-    pairs = CroppedPairs(files, law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
+    pairs = CroppedPairs(source.images, law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
     return streaming_loader(pairs, batches, workers=config.workers, pin_memory=torch.cuda.is_available())
 
 
@@ -158,6 +165,7 @@ def pretrain(
     *,
     resume: bool = False,
     quiet: bool = False,
+    checkpoint_minutes: float | None = None,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> Outcome:
     """Train to the end, from the start or from the last checkpoint of `folder`; `callbacks` look on."""
@@ -167,7 +175,7 @@ def pretrain(
         check_output(folder)
     with EpochProgress(quiet=quiet or not is_first(), reading="reading images") as progress:
         source = inputs.training_images(config, progress.reading)
-        batches = EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
+        batches = order(config, source)
         image_size = source.image_size(config.augmentation.size or 224)
         classes = source.images.classes
         learner = build_learner(config, image_size, len(classes), batches=batches)
@@ -186,6 +194,7 @@ def pretrain(
             paths={"root": config.root},
             progress=progress,
             resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
             callbacks=callbacks,
         )
     return Outcome(learner, checkpoint, seconds, len(batches))

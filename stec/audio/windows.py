@@ -5,6 +5,7 @@ al. 2019) starts at multiples of 160, which ties a frame's content to the grid o
 """
 
 import functools
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -15,8 +16,10 @@ from jaxtyping import Int, Int16, Int64
 from torch import Tensor
 
 from stec.audio.corpus import Corpus
+from stec.audio.shards import ShardSamples, SpeechShards
 from stec.core import distributed
 from stec.core.actions import step_seed
+from stec.core.shards import LANES, MIXED, in_lanes, shard_order
 
 
 class WindowIndex(NamedTuple):
@@ -46,6 +49,9 @@ class WindowBatches:
     `group` consecutive rows of a batch come from one; `left_out` windows an epoch, other ones each time, fill no group.
     With "utterance" and "random", a group is `group` random windows of one utterance. `pairs` draws a second window of
     the same utterance for each, independent of the first. `too_short` utterances have no window.
+
+    Of `SpeechShards` the order is that of `stec.core.shards.ShardBatches`: `MIXED` shards are shuffled together, and
+    parts of a batch come from shards far apart. A group whose windows lie in several blocks comes with the last of it.
 
     With W processes each takes its own `batch_size / W` of every batch, in whole groups. `steps_done` tells how many
     steps a resumed run has behind it; iteration begins there, also within an epoch.
@@ -104,6 +110,9 @@ class WindowBatches:
         self._nth = torch.arange(len(self._rows)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         key = {"uniform": torch.arange(len(self._rows)), "speaker": corpus.speaker[self._rows], "utterance": self._rows}
         self._key = key[together]
+        self._shard = corpus.shard[self._rows] if isinstance(corpus, SpeechShards) else None
+        if self._shard is not None:
+            self._corpus["shards"] = zlib.crc32(self._shard.numpy().tobytes())
         self._usable = int((self._key.unique(return_counts=True)[1] // self.group).sum()) * self.group
         self.left_out = len(self._rows) - self._usable
         if self._usable < batch_size:
@@ -140,7 +149,12 @@ class WindowBatches:
     def _epoch(self, epoch: int) -> WindowIndex:
         """All windows of an epoch in their order. Starts are drawn for all rows, whether they fill a group or not."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, epoch, stream=1))
-        order = self._groups(torch.randperm(len(self._rows), generator=generator), generator)
+        if self._shard is None:
+            order = self._groups(torch.randperm(len(self._rows), generator=generator), generator)
+        else:
+            order = self._groups(shard_order(self._shard, mixed=MIXED, generator=generator), None)
+            lanes = math.gcd(self.batch_size // self.group, LANES)  # whole groups in each
+            order = in_lanes(order, batch_size=self.batch_size, lanes=lanes)
         slack = self._lengths - self.window  # the last possible start in each utterance
         if self.sampling == "all":
             offset = _below(self._lengths % self.window + 1, generator)
@@ -150,15 +164,22 @@ class WindowBatches:
         start_prime = _below(slack[self._rows] + 1, generator)[order] if self.pairs else None
         return WindowIndex(self._rows[order], start[order], start_prime)
 
-    def _groups(self, order: Int64[Tensor, " m"], generator: torch.Generator) -> Int64[Tensor, " k"]:
-        """A random order's rows as a random order of whole groups; what fills none is the last of its key."""
+    def _groups(self, order: Int64[Tensor, " m"], generator: torch.Generator | None) -> Int64[Tensor, " k"]:
+        """A random order's rows as a random order of whole groups; what fills none is the last of its key.
+
+        Without a generator, groups come in the order of their last rows.
+        """
         if self.group == 1:
             return order
         by_key = order[self._key[order].argsort(stable=True)]
         _, which, sizes = self._key[by_key].unique_consecutive(return_inverse=True, return_counts=True)
         rank = torch.arange(len(by_key)) - (sizes.cumsum(0) - sizes)[which]
         groups = by_key[rank < (sizes // self.group * self.group)[which]].view(-1, self.group)
-        return groups[torch.randperm(len(groups), generator=generator)].flatten()
+        if generator is not None:
+            return groups[torch.randperm(len(groups), generator=generator)].flatten()
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        return groups[place[groups].amax(dim=1).argsort()].flatten()
 
     def state_dict(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
@@ -176,7 +197,7 @@ def _below(limits: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Ten
     return (torch.rand(len(limits), generator=generator, dtype=torch.float64) * limits).long()
 
 
-def gather(samples: np.ndarray, starts: np.ndarray, window: int) -> Int16[Tensor, "b n"]:
+def gather(samples: np.ndarray | ShardSamples, starts: np.ndarray, window: int) -> Int16[Tensor, "b n"]:
     """The windows that begin at `starts` (b,) of int16 samples (n,), copied one by one; pinned where there is CUDA.
 
     Slices are copied at three times the rate of one fancy index, which builds an index of b x window numbers first.
@@ -188,7 +209,8 @@ def gather(samples: np.ndarray, starts: np.ndarray, window: int) -> Int16[Tensor
     places = starts.tolist()  # numpy would take as long for their extremes as for copying a window
     if places and not 0 <= min(places) <= max(places) <= len(samples) - window:
         raise ValueError(f"windows of {window} from {min(places)} to {max(places)} leave {len(samples)} samples")
-    plain = np.asarray(samples)  # slices of a memmap cost more than copying them
+    # Slices of a memmap cost more than copying them.
+    plain = samples if isinstance(samples, ShardSamples) else np.asarray(samples)
     batch = torch.empty((len(starts), window), dtype=torch.int16, pin_memory=_pinned())
     rows = batch.numpy()
     for row, start in zip(rows, places):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from stec.core import distributed
@@ -47,11 +48,15 @@ class EpochBatches:
             raise ValueError(f"batch size {self.batch_size} does not divide among {distributed.world_size()} processes")
         epoch, position = divmod(self.steps_done(), len(self))
         generator = torch.Generator().manual_seed(step_seed(self.seed, epoch, stream=1))
-        order = torch.randperm(self.n, generator=generator)
+        order = self.order(generator)
         share = self.batch_size // distributed.world_size()
         for step in range(position, len(self)):
             start = step * self.batch_size + distributed.rank() * share
             yield order[start : start + share]
+
+    def order(self, generator: torch.Generator) -> Int64[Tensor, " n"]:
+        """One epoch's, drawn from `generator`."""
+        return torch.randperm(self.n, generator=generator)
 
     def state_dict(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""

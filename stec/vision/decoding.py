@@ -13,6 +13,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+# What folders of images hold. Pillow looks at the content, whatever a file is called, and for some starts programs,
+# such as Ghostscript for PostScript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")  # JPEG with MPO, which cameras write
 Bomb = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -30,17 +33,21 @@ def decode(path: str | Path) -> UInt8[Tensor, "3 h w"]:
 
 def decode_rgb(path: str | Path) -> Image.Image:
     """As `decode`, as a Pillow image."""
-    with _naming(path):
-        with open(path, "rb", buffering=0) as file:
-            encoded = file.read()
-        with Image.open(BytesIO(encoded)) as image:  # one read: a third faster for small files than by path
-            _refuse_bomb(image)
-            return _rgb(_upright(image))
+    with _naming(path), open(path, "rb", buffering=0) as file:
+        encoded = file.read()
+    return decode_bytes(encoded, path)  # one read: a third faster for small files than by path
+
+
+def decode_bytes(encoded: bytes, name: str | Path) -> Image.Image:
+    """As `decode_rgb`, of what an image file holds; `name` is what errors call it."""
+    with _naming(name), Image.open(BytesIO(encoded), formats=FORMATS) as image:
+        _refuse_bomb(image)
+        return _rgb(_upright(image))
 
 
 def check(path: str | Path, *, pixels: bool) -> None:
     """Raises what `decode` would raise, sooner: reads the header, with `pixels` all data at the lowest resolution."""
-    with _naming(path), Image.open(path) as image:
+    with _naming(path), Image.open(path, formats=FORMATS) as image:
         _refuse_bomb(image)
         if pixels:
             image.draft("RGB", (1, 1))  # JPEG alone: an eighth of the size, from all of the file

@@ -1,5 +1,6 @@
-"""Images too large for memory: workers decode each file and cut its two views on uint8, with the draw that labels them.
+"""Images too large for memory: workers decode each and cut its two views on uint8, with the draw that labels them.
 
+An image is a file, or lies in a shard (`stec.vision.shards`).
 Every item's randomness is a function of (seed, epoch, index), so the number of workers changes nothing.
 """
 
@@ -17,6 +18,7 @@ from stec.core.batches import EpochBatches
 from stec.vision.affine import CropFlip
 from stec.vision.decoding import centre, decode, decode_rgb
 from stec.vision.folder import ImageFiles
+from stec.vision.shards import ShardedImages
 from stec.vision.views import CroppedPair
 
 
@@ -31,14 +33,20 @@ class CroppedItem(NamedTuple):
 
 
 class CroppedPairs(Dataset[CroppedItem]):
-    """Item (index, seed): two crops of a file's image, resized to `size` pixels, flipped, with their poses.
+    """Item (index, seed): two crops of an image, resized to `size` pixels, flipped, with their poses.
 
     The views equal `CropFlip.apply` of the same draws (bilinear, antialiased) up to the rounding to uint8. The scaled
     decoding of JPEG is not used: it would move the crops' edges off the pixels that the poses name.
     """
 
     def __init__(
-        self, files: ImageFiles, size: int, *, scale: tuple[float, float], ratio: tuple[float, float], p_flip: float
+        self,
+        files: ImageFiles | ShardedImages,
+        size: int,
+        *,
+        scale: tuple[float, float],
+        ratio: tuple[float, float],
+        p_flip: float,
     ) -> None:
         self.files = files
         self.size = size
@@ -52,7 +60,8 @@ class CroppedPairs(Dataset[CroppedItem]):
 
     def __getitem__(self, key: tuple[int, int]) -> CroppedItem:
         index, seed = key
-        image = decode(self.files.path(index))
+        files = self.files
+        image = files.decode(index) if isinstance(files, ShardedImages) else decode(files.path(index))
         generator = torch.Generator().manual_seed(seed)
         first, second = (self._draw(image, generator) for _ in range(2))
         return CroppedItem(
@@ -86,7 +95,7 @@ class EvalImages(Dataset[tuple[Tensor, int]]):
     The shorter side is resized to 256/224 of `size`, then the centre is cut out (He et al. 2016).
     """
 
-    def __init__(self, files: ImageFiles, size: int) -> None:
+    def __init__(self, files: ImageFiles | ShardedImages, size: int) -> None:
         self.files = files
         self.size = size
 
@@ -95,7 +104,9 @@ class EvalImages(Dataset[tuple[Tensor, int]]):
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 s s"], int]:
-        image = centre(decode_rgb(self.files.path(index)), resize=round(self.size * 256 / 224), crop=self.size)
+        files = self.files
+        whole = files.decode_rgb(index) if isinstance(files, ShardedImages) else decode_rgb(files.path(index))
+        image = centre(whole, resize=round(self.size * 256 / 224), crop=self.size)
         return functional.pil_to_tensor(image), int(self.files.labels[index])
 
 
