@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from recipes import records
-from recipes.run import Outcome, is_first
+from recipes.run import Outcome, holds_checkpoints, is_first
 from recipes.terminal import say
 
 
@@ -16,7 +16,7 @@ class Modality(NamedTuple):
 
     module: str  # such as "recipes.vision.pretrain"
     doc: str
-    arguments: Callable[..., Any]  # a dataclass of `config` and `out`
+    arguments: Callable[..., Any]  # a dataclass of `config`, `out`, `go_on` and `checkpoint_minutes`
     presets: Mapping[str, Any]
     line: Callable[[Any], str]  # what distinguishes a preset
     preset: Callable[[str], Any]
@@ -34,7 +34,7 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
         if len(argv) != 2:
             raise ValueError("--resume takes the run's folder and nothing else: its settings are in the folder")
         folder = Path(argv[1])
-        config, resume = modality.read_config(folder), True
+        config, resume, minutes = modality.read_config(folder), True, None
     elif not argv or argv[0] in ("-h", "--help", "--list"):
         print(modality.doc if argv != ["--list"] else "")
         width = max(map(len, modality.presets))
@@ -51,9 +51,10 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
             description=f"Pretrain with preset {argv[0]}: {modality.method(default)}. Every field can be overridden. "
             f"In the texts below, {modality.sources}.",
         )
-        config, resume = arguments.config, False
+        config, minutes = arguments.config, arguments.checkpoint_minutes
         folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"
-    outcome = modality.pretrain(config, folder, resume=resume)
+        resume = arguments.go_on and holds_checkpoints(folder)
+    outcome = modality.pretrain(config, folder, resume=resume, checkpoint_minutes=minutes)
     if not is_first():
         return outcome
     if not outcome.learner.last:

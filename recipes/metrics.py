@@ -1,11 +1,19 @@
-"""One metrics.csv for a run, however often it is interrupted: rows after the checkpoint are taken back."""
+"""The logs of a run: one metrics.csv, however often it is interrupted, and TensorBoard's files."""
 
 import csv
+import io
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from tensorboard.summary.writer import event_file_writer
+
+from stec.core.checkpoints import whole
 
 
 class MetricsFile(Logger):
@@ -21,15 +29,19 @@ class MetricsFile(Logger):
     def _take_back(self, path: Path, step: int) -> None:
         rows: list[dict[str, str]] = []
         if path.is_file():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"] and int(row["step"]) <= step]
+            lines = path.read_text(errors="replace").splitlines(keepends=True)
+            if lines and not lines[-1].endswith("\n"):
+                lines.pop()  # torn by a loss of power, or a full disk
+            rows = [row for row in csv.DictReader(lines) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
         self._columns = list(rows[0]) if rows else []
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            if rows:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(rows)
+        text = io.StringIO(newline="")
+        if rows:
+            writer = csv.DictWriter(text, self._columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        with whole(path) as file:
+            file.write(text.getvalue().encode())
 
     @property
     def name(self) -> str:
@@ -41,7 +53,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row, at once on the disk: little is lost with a killed process."""
+        """Append one row, at once handed to the system: nothing is lost with a killed process."""
         row = {"step": step, **metrics}
         with self.path.open("a", newline="") as file:
             if not self._columns:
@@ -51,3 +63,23 @@ class MetricsFile(Logger):
 
     def log_hyperparams(self, *args: Any) -> None:
         """The configuration lies in config.json."""
+
+    @rank_zero_only
+    def sync(self) -> None:
+        """See to it that the rows are on the disk, before a checkpoint that counts on them."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+class Events(TensorBoardLogger):
+    """TensorBoard's files without the name of the host, which tensorboard puts into theirs."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        there = event_file_writer.socket
+        event_file_writer.socket = SimpleNamespace(gethostname=lambda: "host")
+        try:
+            return super().experiment
+        finally:
+            event_file_writer.socket = there

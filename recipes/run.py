@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,14 +13,16 @@ from typing import Any, Protocol
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 
-from recipes.metrics import MetricsFile
+from recipes.metrics import Events, MetricsFile
 from recipes.progress import EpochProgress
+from recipes.ranks import TIMEOUT, machines
+from recipes.saving import MINUTES, Saver, WholeFiles, checkpoints
+from recipes.stopping import Signals, disk_failures, endings
 from recipes.terminal import say
-from stec.core.checkpoints import load_checkpoint
+from stec.core.checkpoints import load_checkpoint, whole
 from stec.core.learner import Learner
 
 
@@ -62,7 +65,8 @@ def quieten() -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\).*",
         "The number of training batches",
-        "Checkpoint directory .* exists and is not empty",
+        "You're resuming from a checkpoint that ended before the epoch ended",  # our loaders go on where it ended
+        "Be aware that when using `ckpt_path`",  # checkpoints of before had another callback that wrote them
         ".*does not have many workers",
     ):
         warnings.filterwarnings("ignore", message)
@@ -97,7 +101,7 @@ def check_schedule(config: Schedule) -> None:
 
 def check_output(folder: Path) -> None:
     """ValueError where a run cannot write to `folder`, or would overwrite another run."""
-    if any((folder / "checkpoints").glob("*.ckpt")):  # without one there is nothing to lose
+    if holds_checkpoints(folder):  # without one there is nothing to lose
         raise ValueError(f"{folder} holds a run already; go on with --resume {folder}, or choose another --out")
     check_writable(folder)
 
@@ -106,9 +110,8 @@ def check_writable(folder: Path) -> None:
     """Make the folder if need be; ValueError where nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):  # its own: others may try at the same time
+            pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
 
@@ -129,11 +132,15 @@ def make_folder(folder: Path, *, mark: str, own: Sequence[str]) -> None:
     (folder / mark).write_text("made by a quickstart, which empties this folder when it runs again\n")
 
 
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a run of this folder has something to go on from."""
+    return any((folder / "checkpoints").glob("*.ckpt"))
+
+
 def last_checkpoint(folder: Path) -> Path:
-    """The newest readable checkpoint of a run folder. ValueError where there is none."""
-    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    """The last whole checkpoint of a run folder; says which later ones are torn. ValueError where there is none."""
     torn = []
-    for path in found:
+    for path in checkpoints(folder / "checkpoints"):
         try:
             load_checkpoint(path)
         except ValueError as error:
@@ -146,29 +153,46 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """What config.json of a run folder holds. ValueError where the folder holds no run."""
+    """The settings in config.json of a run folder. ValueError where the folder holds no run."""
+    settings = _read_json(folder)
+    settings.pop("checkpoint_minutes", None)  # no setting: it changes no number
+    return settings
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run (no config.json); give the folder that a pretraining run made")
     try:
         settings = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is torn ({error}); the checkpoints are unharmed") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is torn ({str(error)[:200]!r}); the checkpoints are unharmed") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is torn or of another version; the checkpoints are unharmed")
     return settings
 
 
-class LastEpoch(lightning.Callback):
-    """Saves the end of training, where `checkpoint_every` would leave it out."""
+def _write_json(content: Mapping[str, Any], folder: Path) -> None:
+    with whole(folder / "config.json") as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
 
-    def on_train_end(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
-        saver = trainer.checkpoint_callback
-        assert isinstance(saver, ModelCheckpoint)
-        if saver._last_global_step_saved != trainer.global_step:
-            path = Path(str(saver.dirpath)) / f"step={trainer.global_step}.ckpt"
-            trainer.save_checkpoint(path)
-            saver.best_model_path = str(path)
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in (*folder.glob("*.part"), *folder.glob("checkpoints/*.part"), *folder.glob("logs/*.part")):
+        path.unlink(missing_ok=True)
+
+
+def _take_up(settings: Mapping[str, Any], batches: Batches, folder: Path) -> tuple[Path, int]:
+    """The checkpoint to go on from, and its step. ValueError where it was made with other settings or data."""
+    checkpoint = last_checkpoint(folder)
+    read = load_checkpoint(checkpoint)
+    batches.load_state_dict(read.record["batches"])
+    there = read.record["config"]
+    shared = [k for k in settings if k in there]  # what an older version did not have yet stands at its default
+    if other := [f"{k} {there[k]} there, {settings[k]} here" for k in shared if settings[k] != there[k]]:
+        raise ValueError(f"{checkpoint.name} was made with other settings: {'; '.join(other)}")
+    return checkpoint, read.step
 
 
 def fit(
@@ -182,59 +206,54 @@ def fit(
     paths: Mapping[str, Path | None],
     progress: EpochProgress,
     resume: bool,
+    checkpoint_minutes: float | None = None,
     callbacks: Sequence[lightning.Callback] = (),
 ) -> tuple[Path, float]:
     """Train to the end, from the start or from the last checkpoint of `folder`: the last checkpoint, and the seconds.
 
-    `learner.record["config"]` holds the settings, which a resumed run must share with its checkpoint; `paths`, where
-    the data lie, are kept in config.json alone. ValueError where the checkpoint was made with other settings.
+    To resume a run that was stopped before its first checkpoint is to start it. `learner.record["config"]` holds the
+    settings, which a resumed run must share with its checkpoint; `paths`, where the data lie, and `checkpoint_minutes`
+    (None: those of config.json, or 15) are kept in config.json alone. ValueError where the checkpoint was made with
+    other settings, RuntimeError where the disk or another process fails, SystemExit `Stopped` where a signal asks for
+    it; each says what is kept, and how to go on.
     """
     settings: dict[str, Any] = learner.record["config"]
-    checkpoint = last_checkpoint(folder) if resume else None
-    done = 0
-    if checkpoint:
-        read = load_checkpoint(checkpoint)
-        done = read.step
-        batches.load_state_dict(read.record["batches"])
-        there = read.record["config"]
-        if other := [f"{k} {there.get(k)} there, {settings[k]} here" for k in settings if settings[k] != there.get(k)]:
-            raise ValueError(f"{checkpoint.name} was made with other settings: {'; '.join(other)}")
-    elif is_first():
-        (folder / "config.json").write_text(json.dumps({**settings, **plain(dict(paths))}, indent=1) + "\n")
-    saver = ModelCheckpoint(
-        dirpath=folder / "checkpoints",
-        filename="{step}",
-        monitor="step",
-        mode="max",
-        save_top_k=2,  # the one before the last stays, should the last be torn
-        every_n_epochs=config.checkpoint_every,
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,  # a torn file of the same step is replaced
-    )
-    trainer = lightning.Trainer(
-        accelerator="auto",
-        devices=config.devices,
-        strategy="auto" if config.devices == 1 else "ddp",
-        sync_batchnorm=config.devices > 1 and torch.cuda.is_available(),  # it has no CPU form
-        precision=precision,
-        max_epochs=config.epochs,
-        logger=[
-            MetricsFile(folder / "logs" / "metrics.csv", step=done),
-            TensorBoardLogger(folder, name="", version="logs", purge_step=done + 1 if resume else None),
-        ],
-        callbacks=[*callbacks, saver, LastEpoch(), progress],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-    )
-    batches.steps_done = lambda: trainer.global_step
+    nodes = machines(config.devices)
+    several = nodes * config.devices > 1
+    checkpoint, done = _take_up(settings, batches, folder) if resume and holds_checkpoints(folder) else (None, 0)
+    if checkpoint_minutes is None:
+        there = _read_json(folder) if resume and (folder / "config.json").is_file() else {}
+        checkpoint_minutes = float(there.get("checkpoint_minutes", MINUTES))
     start = time.monotonic()
-    try:
-        trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:  # what lightning makes of Ctrl+C
-        kept = any((folder / "checkpoints").glob("*.ckpt"))
-        cure = f"go on with --resume {folder}" if kept else "before the first checkpoint: start again"
-        raise KeyboardInterrupt(f"interrupted; {cure}") from None
-    # Not the saver's own word: after a run that was finished before, it names the last but one.
+    with disk_failures(folder), Signals() as signals:
+        if is_first():
+            _sweep(folder)
+            if checkpoint is None:
+                where = {name: path and path.absolute() for name, path in paths.items()}  # to go on from any folder
+                _write_json({**settings, **plain(where), "checkpoint_minutes": checkpoint_minutes}, folder)
+        every, check_every = config.checkpoint_every, config.check_every
+        saver = Saver(folder, every=every, minutes=checkpoint_minutes, check_every=check_every, signals=signals)
+        trainer = lightning.Trainer(
+            accelerator="auto",
+            devices=config.devices,
+            num_nodes=nodes,
+            strategy=DDPStrategy(timeout=TIMEOUT) if several else "auto",
+            plugins=[WholeFiles()],
+            sync_batchnorm=several and torch.cuda.is_available(),  # it has no CPU form
+            precision=precision,
+            max_epochs=config.epochs,
+            logger=[
+                MetricsFile(folder / "logs" / "metrics.csv", step=done),
+                Events(folder, name="", version="logs", purge_step=done + 1 if checkpoint else None),
+            ],
+            callbacks=[*callbacks, saver, progress],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+        )
+        batches.steps_done = lambda: trainer.global_step
+        with endings(folder, trainer):
+            trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)
+    # Not the saver's own word: a run that was finished before has saved nothing now.
     return last_checkpoint(folder), time.monotonic() - start

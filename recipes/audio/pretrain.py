@@ -3,7 +3,9 @@
   python -m recipes.audio.pretrain --list                    every preset, a line each
   python -m recipes.audio.pretrain small-cpc --help          what can be overridden, with the preset's values
   python -m recipes.audio.pretrain cpc --corpus CACHE --split train_split.txt --out runs/cpc
-  python -m recipes.audio.pretrain --resume runs/cpc         go on after an interruption
+  python -m recipes.audio.pretrain --resume runs/cpc         go on after an interruption; settings are in the folder
+
+With --go-on, one command starts a run and goes on with it (docs/long-runs.md).
 
 CACHE is what `python -m recipes.audio.prepare` wrote. A run folder holds config.json, logs/ (metrics.csv, TensorBoard),
 checkpoints/ and, at the end, results.json.
@@ -19,6 +21,7 @@ from recipes.audio.presets import PRESETS, Config, method, preset
 from recipes.audio.run import pretrain, read_config, record_of
 from recipes.command import Modality, pretrain_command
 from recipes.run import Outcome
+from recipes.saving import MINUTES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Arguments:
 
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Path | None = None  # the run's folder; runs/PRESET-seedN by default
+    go_on: bool = False  # go on with the run in that folder where there is one: one command, however often it is run
+    checkpoint_minutes: float = MINUTES  # a checkpoint also within an epoch, where it takes longer than this
 
 
 def line(config: Config) -> str:

@@ -3,7 +3,9 @@
   python -m recipes.vision.pretrain --list                      every preset, a line each
   python -m recipes.vision.pretrain quickstart --help           what can be overridden, with the preset's values
   python -m recipes.vision.pretrain cifar10-resnet18-stec --root data --out runs/c10
-  python -m recipes.vision.pretrain --resume runs/c10           go on after an interruption
+  python -m recipes.vision.pretrain --resume runs/c10           go on after an interruption; settings are in the folder
+
+With --go-on, one command starts a run and goes on with it (docs/long-runs.md).
 
 A run folder holds config.json, logs/ (metrics.csv, TensorBoard), checkpoints/ and, at the end, results.json.
 """
@@ -16,6 +18,7 @@ import tyro
 
 from recipes.command import Modality, pretrain_command
 from recipes.run import Outcome
+from recipes.saving import MINUTES
 from recipes.vision.presets import PRESETS, Config, method, preset
 from recipes.vision.run import pretrain, read_config, record_of
 
@@ -26,6 +29,8 @@ class Arguments:
 
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Path | None = None  # the run's folder; runs/PRESET-seedN by default
+    go_on: bool = False  # go on with the run in that folder where there is one: one command, however often it is run
+    checkpoint_minutes: float = MINUTES  # a checkpoint also within an epoch, where it takes longer than this
 
 
 def line(config: Config) -> str:

@@ -4,18 +4,25 @@ A checkpoint is lightning's file with one more entry, "stec": a format number an
 configuration, commit) from which the networks can be built again. Files are read with `weights_only=True`.
 """
 
+import contextlib
+import errno
+import os
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stec.core.torch_files import TorchFile
+from stec.core.inert import named
+from stec.core.torch_files import TorchFile, refuse_compressed
 
 FORMAT = 1
+_TYPES = [[kind, dict, int] for kind in (dict, OrderedDict)]  # of weights, record and step
 
 
 class Checkpoint(NamedTuple):
@@ -31,19 +38,62 @@ class Checkpoint(NamedTuple):
         return {name[cut:]: value for name, value in self.weights.items() if name.startswith(prefix + ".")}
 
 
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes `path` at the end: whole or not at all, even where the power fails.
+
+    The bytes lie in a file of another name beside it, ending in .part, until they are on the disk. OSError names `path`
+    where they cannot be written; what lay there before is unharmed.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        # torch.save answers a write that failed with an error of its own, that it could not finish the archive.
+        failed = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(failed, OSError):
+            raise OSError(failed.errno, failed.strerror, str(path)) from failed
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to it that a new name is on the disk, where the file system has such a call."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU. ValueError names the file where it is torn, foreign or of another version."""
+    """Read a checkpoint onto the CPU. ValueError names the file where it is torn, foreign or of another version.
+
+    Every byte that is used is compared with the checksums in the file, which torch.load does not do.
+    """
     path = Path(path)
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         near = sorted(str(p) for p in folder.rglob("*.ckpt"))[:5] if folder.is_dir() else []
         raise ValueError(f"no checkpoint at {path}" + (f"; there are {', '.join(near)}" if near else ""))
     try:
+        refuse_compressed(path)
+        _compare_checksums(path)
         raw = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
         if isinstance(error, pickle.UnpicklingError) and (objects := _objects(path)):
             raise ValueError(f"{path} {objects}") from error
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        reason = named([str(error).splitlines()[0]]) if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{path} is torn or is no checkpoint ({reason}); use an earlier one of the run folder, or start again"
         ) from error
@@ -54,8 +104,21 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             "the authors' released code are read by recipes.vision.import_official"
         )
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')}, this version of stec reads {FORMAT}")
+        told = header.get("format")
+        other = named([str(told)]) if isinstance(told, int | float | str) else type(told).__name__
+        raise ValueError(f"{path} has format {other}, this version of stec reads {FORMAT}")
+    if [*map(type, (raw["state_dict"], header["record"], raw["global_step"]))] not in _TYPES:
+        raise ValueError(f"{path} is torn or is no checkpoint: weights, record and step are of other types")
     return Checkpoint(raw["state_dict"], header["record"], int(raw["global_step"]))
+
+
+def _compare_checksums(path: Path) -> None:
+    """ValueError where a part of the archive is not what was written."""
+    if zipfile.is_zipfile(path):  # another file is no checkpoint; torch.load says why
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged.partition('/')[2]} in it is damaged: its checksum differs")
 
 
 def _objects(path: Path) -> str | None:
@@ -65,7 +128,7 @@ def _objects(path: Path) -> str | None:
     except ValueError:
         return None
     if file.foreign:
-        return f"holds code: loading it with pickle would run {', '.join(file.foreign)}. Nothing was run"
+        return f"holds code: loading it with pickle would run {named(file.foreign)}. Nothing was run"
     return (
         "was not written by stec: it holds objects beside tensors and plain values; "
         "one of the authors' released code is read by recipes.vision.import_official"
@@ -77,9 +140,8 @@ def save_checkpoint(path: str | Path, weights: Mapping[str, Tensor], record: Map
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     stec = {"format": FORMAT, "record": dict(record)}
-    part = path.with_name(path.name + ".part")
-    torch.save({"state_dict": dict(weights), "global_step": step, "stec": stec}, part)
-    part.replace(path)
+    with whole(path) as file:
+        torch.save({"state_dict": dict(weights), "global_step": step, "stec": stec}, file)
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str | Path) -> None:

@@ -108,6 +108,7 @@ class Learner(lightning.LightningModule):
         # What is called in place of the two. In a tuple, outside the module tree: checkpoints keep the plain keys.
         self._encoders = (online, target)
         self._trace: list[Tensor] = []
+        self._taken_up: list[Tensor] = []  # of the trace: what a checkpoint held, means over processes already
         self._rate = 0.0  # of the last step in the trace
         self._read = 0
         self.last: dict[str, float] = {}  # the means of the last read, for a progress bar
@@ -163,14 +164,7 @@ class Learner(lightning.LightningModule):
             read /= distributed.world_size()
         read, self._trace, self._latest = read.cpu(), [], ()
         trace = read[: steps * len(self.names)].view(steps, -1)
-        terms = trace[:, : len(self.objective.names) + 1]  # the probe's accuracy is NaN where nothing is labelled
-        bad = (~terms.isfinite()).nonzero()
-        if len(bad):
-            row, term = (int(i) for i in bad[0])
-            raise NonFiniteLoss(
-                f"{self.names[term]} became {float(terms[row, term])} at step {self._read + row}. {self._good()} "
-                "Try a lower learning rate, a longer warm-up, or bf16 in place of fp16."
-            )
+        self._finite(trace)
         self._read += steps
         self.last = dict(zip(self.names, trace.mean(dim=0).tolist()))
         self.diagnostics = dict(zip(described, read[trace.numel() :].tolist()))
@@ -179,6 +173,17 @@ class Learner(lightning.LightningModule):
         message = self._collapse.read(self.diagnostics, self._read - 1)
         if message and distributed.rank() == 0:
             warnings.warn(message, CollapsedFeatures, stacklevel=2)
+
+    def _finite(self, trace: Tensor) -> None:
+        """NonFiniteLoss where a term since the last read is not finite."""
+        terms = trace[:, : len(self.objective.names) + 1]  # the probe's accuracy is NaN where nothing is labelled
+        bad = (~terms.isfinite()).nonzero()
+        if len(bad):
+            row, term = (int(i) for i in bad[0])
+            raise NonFiniteLoss(
+                f"{self.names[term]} became {float(terms[row, term])} at step {self._read + row}. {self._good()} "
+                "Try a lower learning rate, a longer warm-up, or bf16 in place of fp16."
+            )
 
     @torch.no_grad()
     def _describe(self) -> dict[str, Tensor]:
@@ -208,23 +213,31 @@ class Learner(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError("accumulating gradients is no larger contrastive batch: give micro_batch in place of it")
-        self._read = self.global_step
-        self._trace = []
+        self._trace, self._taken_up = [row.to(self.device) for row in self._taken_up], []
+        self._read = self.global_step - len(self._trace)
 
     def on_train_end(self) -> None:
         self.read_terms()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.read_terms()
+        """Keep the terms that are not read yet: a resumed run reads them when an unbroken one does; called by all."""
+        if self._trace and distributed.world_size() > 1:
+            trace = torch.stack(self._trace)
+            torch.distributed.all_reduce(trace)
+            self._trace = list(trace / distributed.world_size())
+        trace = torch.stack(self._trace).cpu() if self._trace else torch.empty(0, len(self.names))
+        self._finite(trace)
         # A finite loss can have had a gradient that is not: weights that a NaN has reached are not written.
         floats = [value for value in self.state_dict().values() if value.is_floating_point()]
         if not bool(torch.stack([value.isfinite().all() for value in floats]).all()):
             raise NonFiniteLoss(f"weights became NaN or infinite before step {self.global_step}. {self._good()}")
-        checkpoint["stec"] = {"format": FORMAT, "record": self.record, "collapse": self._collapse.state_dict()}
+        collapse = self._collapse.state_dict()
+        checkpoint["stec"] = {"format": FORMAT, "record": self.record, "collapse": collapse, "trace": trace}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if state := checkpoint["stec"].get("collapse"):
             self._collapse.load_state_dict(state)
+        self._taken_up = list(checkpoint["stec"].get("trace", ()))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         method = nn.ModuleDict({"encoder": self.encoder, "objective": self.objective})

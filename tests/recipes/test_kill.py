@@ -1,0 +1,126 @@
+"""Killed at any moment and run again by the same command: losses, weights and all state are the unbroken run's.
+
+STEC_KILLS sets how often each kind of run is killed at random moments, once by default.
+"""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from killing import KINDS, KillsItself, check_equal, differences, finish, log_of, start, state
+from tones import make_speech
+
+from recipes.run import last_checkpoint
+
+KILLS = int(os.environ.get("STEC_KILLS", "1"))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_speech(tmp_path_factory.mktemp("speech")).cache
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for unbroken runs, each made once."""
+    return tmp_path_factory.mktemp("unbroken")
+
+
+def words(kind: str, corpus: Path) -> list[str]:
+    return ["--corpus", str(corpus)] if kind == "speech" else []
+
+
+def unbroken(kind: str, runs: Path, corpus: Path) -> Path:
+    """The folder of a run that nobody stopped, and which wrote no checkpoint within an epoch."""
+    folder = runs / kind
+    if not folder.exists():
+        began = time.monotonic()
+        finish(kind, folder, *words(kind, corpus))
+        folder.with_suffix(".seconds").write_text(str(time.monotonic() - began))
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_killed_at_random_moments(kind: str, runs: Path, corpus: Path, tmp_path: Path) -> None:
+    """With a checkpoint at every read of the losses, also within epochs."""
+    whole = unbroken(kind, runs, corpus)
+    longest = float(whole.with_suffix(".seconds").read_text())
+    draw = random.Random(f"{kind} {KILLS}")
+    more = [*words(kind, corpus), "--checkpoint-minutes", "0"]
+    kills, attempt, taken_up = 0, 0, []
+    while kills < KILLS:
+        folder, attempt = tmp_path / f"run{attempt}", attempt + 1
+        done = False
+        while not done and kills < KILLS:
+            began = time.monotonic()
+            process = start(kind, folder, *more)
+            process.join(draw.uniform(0.1, 0.9) * longest)
+            done = process.exitcode is not None
+            if not done:
+                process.kill()
+                process.join()
+                kills += process.exitcode == -signal.SIGKILL
+                there = folder / "checkpoints"
+                taken_up.append(state(folder)["global_step"] if there.is_dir() and any(there.glob("*.ckpt")) else 0)
+            else:
+                assert process.exitcode == 0, log_of(folder)[-2000:]
+                longest = min(longest, time.monotonic() - began)  # the unbroken run also started the processes' server
+        finish(kind, folder, *more)
+        check_equal(folder, whole)
+    print(f"{kind}: {kills} kills in {attempt} runs, resumed from steps {taken_up}")
+
+
+@pytest.mark.parametrize("kind", ["queue", "speech"])
+def test_killed_while_a_checkpoint_is_written(kind: str, runs: Path, corpus: Path, tmp_path: Path) -> None:
+    """The torn file lies there under another name; what was there before is taken up, and the file swept away."""
+    folder, more = tmp_path / "run", [*words(kind, corpus), "--checkpoint-minutes", "0"]
+    for nth in (1, 2, 3):
+        process = start(kind, folder, *more, before=KillsItself(nth))
+        process.join(240)
+        assert process.exitcode == -signal.SIGKILL, log_of(folder)
+        (torn,) = (folder / "checkpoints").glob("*.part")
+        assert torn.stat().st_size == 5_000
+    finish(kind, folder, *more)
+    check_equal(folder, unbroken(kind, runs, corpus))
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_settings(runs: Path, corpus: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    start("images", folder, before=KillsItself(1)).join(240)
+    assert (folder / "config.json").is_file()
+    assert not list((folder / "checkpoints").glob("*.ckpt"))
+    finish("images", folder, resume=True)
+    check_equal(folder, unbroken("images", runs, corpus))
+
+
+def test_damaged_checkpoints_and_torn_rows(runs: Path, corpus: Path, tmp_path: Path) -> None:
+    """One bit of the newest file is wrong: the run says so, and goes on from the one before. A torn row is dropped."""
+    folder = tmp_path / "run"
+    start("images", folder, before=KillsItself(4)).join(240)
+    newest = last_checkpoint(folder)
+    content = bytearray(newest.read_bytes())
+    weights = state(folder)["state_dict"]["encoder.conv1.weight"].numpy().tobytes()
+    content[content.find(weights) + 5] ^= 1
+    newest.write_bytes(content)
+    with (folder / "logs" / "metrics.csv").open("a") as rows:
+        rows.write("1")
+    finish("images", folder)
+    assert f"{newest} is torn or is no checkpoint" in log_of(folder)
+    assert "is damaged: its checksum differs" in log_of(folder)
+    assert "going on from step=8.ckpt" in log_of(folder)
+    check_equal(folder, unbroken("images", runs, corpus))
+
+
+def test_one_command_starts_goes_on_and_leaves_a_finished_run_alone(runs: Path, corpus: Path) -> None:
+    whole = unbroken("images", runs, corpus)
+    before = state(whole)
+    finish("images", whole)
+    assert "this run was finished already" in log_of(whole)
+    assert differences(before, state(whole)) == []
+    process = start("images", whole, "--lr", "0.5")
+    process.join(240)
+    assert process.exitcode == 1
+    assert "was made with other settings: lr" in log_of(whole)
