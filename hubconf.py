@@ -48,6 +48,12 @@ def encoder(weights: str) -> _ResNet:
     builders = {"resnet18": _resnet18, "resnet50": _resnet50}
     if not {"arch", "stem", "width"} <= set(built) or built["arch"] not in builders:
         raise ValueError(f"{path} does not say what it is of: export it with recipes.vision.export")
-    network = builders[built["arch"]](built["stem"], width=int(built["width"]))
-    _load_torchvision(network, values)
+    first = values.get("conv1.weight")
+    if first is None or first.ndim != 4 or built["width"] != str(len(first)):  # before any width is believed
+        raise ValueError(f"{path} says width {built['width'][:20]!r}, of which it holds no first convolution")
+    try:
+        network = builders[built["arch"]](built["stem"], width=len(first))
+        _load_torchvision(network, values)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{path} does not hold the weights that it names: {str(error)[:300]!r}") from error
     return network.eval()

@@ -14,8 +14,11 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+
+DEEPEST = 20  # levels of a record's JSON: ours have four, and dataclasses.asdict would fail at some hundred
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +144,39 @@ def read(path: Path) -> list[Record]:
     """Read what `write` wrote. ValueError names a file that holds something else."""
     try:
         entries = json.loads(path.read_text())
-        return [Record(**{**entry, "results": [Result(**r) for r in entry["results"]]}) for entry in entries]
-    except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no results record ({error}); remove it, or write it again") from error
+        if not isinstance(entries, list) or _depth(entries) > DEEPEST:
+            raise ValueError(f"need a list, nested {DEEPEST} deep at most")
+        return [_record(entry) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+        reason = repr(str(error)[:200] or type(error).__name__)
+        raise ValueError(f"{path} is no results record ({reason}); remove it, or write it again") from error
+
+
+def _record(entry: Any) -> Record:
+    """A record whose fields are of the types that they say."""
+    made = Record(**{**entry, "results": [Result(**result) for result in entry["results"]]})
+    of = made.results
+    words = [made.method, made.preset, made.data, made.command, made.commit, made.hardware, made.date, made.stage]
+    words += [word for result in of for word in (result.metric, result.protocol)]
+    numbers = [made.seed, *(() if made.seconds is None else (made.seconds,)), *(result.value for result in of)]
+    settings = [made.settings, *(result.details for result in of)]
+    kinds: list[tuple[list[Any], Any, str]] = [
+        (words, str, "text"),
+        (numbers, int | float, "number"),
+        (settings, dict, "dictionary"),
+    ]
+    for values, kind, what in kinds:
+        for value in values:
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{str(value)[:60]} is no {what}")
+    for number in numbers:
+        float(number)  # OverflowError for an integer of a thousand digits, of which no mean can be taken
+    return made
+
+
+def _depth(value: Any) -> int:
+    """How deep a value of JSON is nested."""
+    depth, level = 0, [value]
+    while level := [x for v in level if isinstance(v, dict | list) for x in (v.values() if isinstance(v, dict) else v)]:
+        depth += 1
+    return depth

@@ -9,9 +9,18 @@ from rich.table import Table
 CONSOLE = Console(markup=False, emoji=False)  # names of files and classes may hold brackets and colons
 
 
+def visible(text: str) -> str:
+    """Text of files and of their names, as a terminal shows it and does not obey it.
+
+    >>> visible("a\\x1b[2Jb")
+    'a?[2Jb'
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
 def say(line: str) -> None:
     """One line for the person at the terminal."""
-    CONSOLE.print(line, highlight=False, soft_wrap=True)
+    CONSOLE.print(visible(line), highlight=False, soft_wrap=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> None:
@@ -24,5 +33,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -
         grid.add_column(name, justify="left" if i == 0 else "right", min_width=longest)
         needed += longest + 2  # with a blank on each side
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(visible, row))
     CONSOLE.print(grid, width=max(needed, CONSOLE.width), crop=False)

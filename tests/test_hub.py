@@ -71,5 +71,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"encoder.safetensors does not say what it is of"):
         load("encoder", weights=str(tmp_path))
     save_file({"conv1.weight": torch.ones(2)}, path, metadata={"arch": "resnet18", "stem": "cifar", "width": "4"})
-    with pytest.raises(ValueError, match=r"these weights are of another architecture"):
+    with pytest.raises(ValueError, match=r"says width '4', of which it holds no first convolution"):
+        load("encoder", weights=str(tmp_path))
+    weights = {"conv1.weight": torch.ones(4, 3, 3, 3)}
+    save_file(weights, path, metadata={"arch": "resnet18", "stem": "cifar", "width": "4"})
+    with pytest.raises(ValueError, match=r"does not hold the weights that it names: .*another architecture"):
         load("encoder", weights=str(tmp_path))

@@ -5,9 +5,10 @@ each protocol, with the paper's value beside. --write puts the tables between th
 """
 
 import dataclasses
+import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tyro
@@ -17,6 +18,7 @@ from recipes import records
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PROTOCOLS = ("linear", "logistic", "knn")
+LARGEST = 1e100  # of a number in a table; squares of larger ones are infinite
 ELSEWHERE = ("transfer", "finetune", "detect", "segment", "analysis", "collapse")  # stages with a table of their own
 
 # Linear accuracy in %, Table 1 of Scherr et al. 2022 (1,000 epochs, 5 runs), Table 3 for ImageNet (100 epochs, top-1).
@@ -98,7 +100,7 @@ def paper_value(record: records.Record) -> str:
     if first in ("small", "tiny"):
         row = ("resnet18", "cifar10")
     elif first == "table2":
-        row = ("stl10", rest[-1])
+        row = ("stl10", rest[-1] if rest else "")
     else:
         row = (rest[0] if rest else "", f"{first}-300ep" if "300ep" in rest else first)
     name = record.method
@@ -107,10 +109,31 @@ def paper_value(record: records.Record) -> str:
     return PAPER.get(row, {}).get(name, "")
 
 
+def line(text: object) -> str:
+    """Words of a record as they can stand in Markdown and on a terminal: they begin no code, comment or new line.
+
+    >>> line("a`b\\n<!-- c -->")
+    "a'b?&lt;!-- c -->"
+    """
+    shown = "".join(c if c.isprintable() else "?" for c in str(text))
+    return re.sub("<(?=[!?/a-zA-Z])", "&lt;", shown.replace("`", "'"))
+
+
+def row(cells: Iterable[object]) -> str:
+    """A row of a table, whose cells cannot add another.
+
+    >>> row(["SimCLR", "a|b"])
+    '| SimCLR | a\\\\|b |'
+    """
+    return f"| {' | '.join(line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
 def spread(values: Sequence[float], scale: float, digits: int) -> str:
     """Mean ± standard deviation over seeds; the value alone of one seed, nothing of none."""
     if not values:
         return ""
+    if not all(abs(value) < LARGEST for value in values):
+        return "not finite"
     mean = f"{scale * statistics.fmean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
@@ -131,11 +154,8 @@ def markdown(found: Sequence[records.Record]) -> str:
         manipulation = spread(values("manipulation minus chance", "held-out"), 1, 3)
         # Raw pixels do not depend on the seed but through the linear probe's own.
         seeds = str(len({r.seed for r in rows}))
-        lines.append(f"| {' | '.join([name, seeds, *cells, manipulation, paper_value(rows[0])])} |")
-    origins = dict.fromkeys(
-        f"`{r.command}`, commit {r.commit}, {r.hardware}, {r.date}" for r in found if r.method != "raw pixels"
-    )
-    return "\n".join([*lines, "", *(f"- {origin}" for origin in origins)])
+        lines.append(row([name, seeds, *cells, manipulation, paper_value(rows[0])]))
+    return "\n".join([*lines, "", *_origins([record for record in found if record.method != "raw pixels"])])
 
 
 def speech(found: Sequence[records.Record]) -> str:
@@ -145,7 +165,7 @@ def speech(found: Sequence[records.Record]) -> str:
     """
     columns = dict.fromkeys(column for r in found for x in r.results if (column := _column(r, x)))
     header = ["method", "seeds", *columns]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines = [row(header), "|---" * len(header) + "|"]
     rows: dict[tuple[str, str], list[records.Record]] = {}
     for record in found:
         # MFCC and the commonest phone know no preset.
@@ -159,7 +179,7 @@ def speech(found: Sequence[records.Record]) -> str:
             values = [x.value for r in of for x in r.results if _column(r, x) == column]
             cells.append(spread(values, 1, 3) if "nats" in column else spread(values, 100, 1))
         seeds = str(len({record.seed for record in of}))
-        lines.append(f"| {' | '.join([f'{method} ({preset})' if several else method, seeds, *cells])} |")
+        lines.append(row([f"{method} ({preset})" if several else method, seeds, *cells]))
     return "\n".join([*lines, "", PUBLISHED_SPEECH, "", *_origins(found)])
 
 
@@ -171,7 +191,9 @@ def _check_alike(method: str, found: Sequence[records.Record]) -> None:
         if "precision" in differ and "auto" in (first["precision"], record.settings.get("precision")):
             differ.remove("precision")  # older records name no more than "auto"
         if differ and method not in ("majority", "MFCC"):
-            raise ValueError(f"runs of {method} differ in {', '.join(differ)}; keep them in different files")
+            raise ValueError(
+                f"runs of {line(method[:60])} differ in {line(', '.join(differ)[:200])}; keep them in different files"
+            )
 
 
 def _column(record: records.Record, result: records.Result) -> str | None:
@@ -202,14 +224,14 @@ def outcomes(found: Sequence[records.Record]) -> str:
 
     columns = dict.fromkeys(column(r, x) for r in found for x in r.results)
     header = ["method", "seeds", *columns]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    lines = [row(header), "|---" * len(header) + "|"]
     for method in dict.fromkeys(record.method for record in found):
         of = [record for record in found if record.method == method]
         cells = []
         for name in columns:
             values = [x.value for r in of for x in r.results if column(r, x) == name]
             cells.append(spread(values, 100, 1) if name.endswith("%") else spread(values, 1, 2))
-        lines.append(f"| {' | '.join([method, str(len({record.seed for record in of})), *cells])} |")
+        lines.append(row([method, len({record.seed for record in of}), *cells]))
     return "\n".join([*lines, "", *_origins(found)])
 
 
@@ -217,7 +239,9 @@ def _origins(found: Sequence[records.Record]) -> list[str]:
     """Where the numbers come from, each way once."""
     return [
         f"- {origin}"
-        for origin in dict.fromkeys(f"`{r.command}`, commit {r.commit}, {r.hardware}, {r.date}" for r in found)
+        for origin in dict.fromkeys(
+            f"`{line(r.command)}`, commit {line(r.commit)}, {line(r.hardware)}, {line(r.date)}" for r in found
+        )
     ]
 
 
@@ -227,7 +251,7 @@ def speed(found: Sequence[records.Record]) -> str:
     for record in found:
         for result in record.results:
             of = ", ".join(f"{name} {value}" for name, value in result.details.items())
-            lines.append(f"| {result.metric} | {result.value:.2f} | {of} |")
+            lines.append(row([result.metric, spread([result.value], 1, 2), of]))
     return "\n".join([*lines, "", *_origins(found)])
 
 
@@ -246,12 +270,15 @@ def render(path: Path) -> str:
         benchmarks = [record for record in found if record.stage == "bench"]
         elsewhere = all(record.stage in ELSEWHERE for record in found)
         spoken = any("speaker" in x.metric or "phone" in x.metric for record in found for x in record.results)
-        if benchmarks:
-            text = speed(benchmarks)
-        elif elsewhere:
-            text = outcomes(found)
-        else:
-            text = speech(found) if spoken else markdown(found)
+        try:
+            if benchmarks:
+                text = speed(benchmarks)
+            elif elsewhere:
+                text = outcomes(found)
+            else:
+                text = speech(found) if spoken else markdown(found)
+        except ValueError as error:
+            raise ValueError(f"{path}, {name}: {error}") from error
         parts.append(f"**{name}**\n\n{text}")
     return "\n\n".join(parts)
 

@@ -110,7 +110,7 @@ def parse_value(field: str, word: str) -> Value:
     kinds = typing.get_type_hints(Config)
     if field not in kinds:
         near = difflib.get_close_matches(field, kinds, n=4, cutoff=0.4) or sorted(kinds)
-        raise ValueError(f"there is no setting {field!r}; the nearest are {', '.join(near)}")
+        raise ValueError(f"there is no setting {field[:60]!r}; the nearest are {', '.join(near)}")
     if field in ELSEWHERE:
         raise ValueError(f"{field} is no axis of a grid: {ELSEWHERE[field]}")
     words, numbers = _choices(kinds[field])
@@ -123,13 +123,13 @@ def parse_value(field: str, word: str) -> Value:
             value: int | float = number(word)
         except ValueError:
             continue
-        if math.isfinite(value):
+        if isinstance(value, int) or math.isfinite(value):
             return value
     if numbers:
         takes = " or ".join([*(number.__name__ for number in numbers), *words])
-        raise ValueError(f"{field} takes {takes}, not {word!r}")
+        raise ValueError(f"{field} takes {takes}, not {word[:60]!r}")
     near = difflib.get_close_matches(word, words, n=3, cutoff=0.4) or words
-    raise ValueError(f"{field} cannot be {word!r}; the nearest are {', '.join(near)}")
+    raise ValueError(f"{field} cannot be {word[:60]!r}; the nearest are {', '.join(near)}")
 
 
 def parse_grid(words: Sequence[str]) -> dict[str, list[Value]]:
@@ -142,12 +142,12 @@ def parse_grid(words: Sequence[str]) -> dict[str, list[Value]]:
     for word in words:
         field, equals, values = word.partition("=")
         if not equals or not values:
-            raise ValueError(f"{word!r} is no axis; write a setting and its values, such as bins=4,6,8")
+            raise ValueError(f"{word[:60]!r} is no axis; write a setting and its values, such as bins=4,6,8")
         if field in axes:
             raise ValueError(f"{field} is named twice; give all its values at once: {field}=A,B,C")
         axes[field] = [parse_value(field, value) for value in values.split(",")]
         if len(set(axes[field])) < len(axes[field]):
-            raise ValueError(f"{word} names a value twice; name each once")
+            raise ValueError(f"{word[:60]!r} names a value twice; name each once")
     return axes
 
 

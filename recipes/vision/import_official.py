@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
-from rich.markup import escape
 
 from recipes.run import check_writable
 from recipes.terminal import say, table
@@ -123,7 +122,7 @@ def show(imported: Imported) -> None:
 def _text(value: object) -> str:
     """What the file says, as text that a terminal shows and does not obey."""
     text = "" if value is None else str(value)
-    return escape("".join(c if c.isprintable() else "?" for c in text[:1000]))
+    return "".join(c if c.isprintable() else "?" for c in text[:1000])
 
 
 def _say_all(title: str, values: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -14,12 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from stec.audio.sources import RATE
+from stec.core.inert import named
 
 VERSION = 1  # of the cache's format
 INDEX = "index.json"  # names the file of samples and tells what is where in it
 # Lists of an index, with an item for each utterance; and all that a whole index has.
 COLUMNS = ("utterance", "speaker", "chapter", "file", "size", "mtime_ns", "start", "samples", "crc")
 KEYS = {"version", "rate", "samples_file", "samples_total", *COLUMNS, "left_out"}
+TEXTS = ("utterance", "speaker", "chapter", "file")  # of the columns; the others are whole numbers
+SAMPLES = r"samples-[0-9a-f]{16}\.int16"  # no index of a stranger leads out of its folder
 PART, JOURNAL = "samples.part", "journal.jsonl"  # what is there until `prepare` has finished
 
 
@@ -154,31 +158,51 @@ def _read_index(folder: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(file.read_bytes())
         version = index["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is torn or not of this package ({error}); delete {folder}, prepare again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{file} is torn or not of this package ({str(error)[:200]!r}); delete {folder}, prepare again"
+        ) from error
     if version != VERSION:
-        raise ValueError(f"{folder} is a cache of version {version}, this stec reads {VERSION}; prepare it again")
+        raise ValueError(
+            f"{folder} is a cache of version {named([str(version)])}, this stec reads {VERSION}; prepare it again"
+        )
     if index.get("rate", RATE) != RATE:
-        raise ValueError(f"{folder} holds audio at {index['rate']} Hz, stec works at {RATE}; prepare it again")
-    if fault := _fault(index):
-        raise ValueError(f"{file} {fault}; delete {folder} and prepare again")
+        raise ValueError(
+            f"{folder} holds audio at {named([str(index['rate'])])} Hz, stec works at {RATE}; prepare it again"
+        )
+    if wrong := fault(index):
+        raise ValueError(f"{file} {wrong}; delete {folder} and prepare again")
     return index
 
 
-def _fault(index: dict[str, Any]) -> str | None:
+def fault(index: dict[str, Any]) -> str | None:
     """What an index lacks, or which of its utterances cannot be in the file of samples."""
     if missing := sorted(KEYS - index.keys()):
         return f"does not have {', '.join(missing)}"
+    total, file = index["samples_total"], index["samples_file"]
+    if type(total) is not int or not isinstance(file, str) or not re.fullmatch(SAMPLES, file):
+        return f"names no file of samples, but {str(file)[:60]!r} of {str(total)[:20]!r}"
     for name in COLUMNS:
-        if len(index[name]) != len(index["utterance"]):
-            return f"has {len(index[name])} of {name} and {len(index['utterance'])} of utterance"
+        kind, column = str if name in TEXTS else int, index[name]
+        if not isinstance(column, list) or not all(type(item) is kind for item in column):
+            return f"holds no list of {'names' if kind is str else 'whole numbers'} under {name}"
+        if len(column) != len(index["utterance"]):
+            return f"has {len(column)} of {name} and {len(index['utterance'])} of utterance"
+    if not index["utterance"] or len(set(index["utterance"])) < len(index["utterance"]):
+        return "has no utterance, or one twice"
+    left_out = index["left_out"] if isinstance(index["left_out"], list) else [None]
+    if not all(isinstance(item, dict) and item.keys() >= {*COLUMNS[:6], "reason"} for item in left_out):
+        return "does not tell, under left_out, which files it leaves out"
     for name, start, length in zip(index["utterance"], index["start"], index["samples"]):
-        if start < 0 or length < 1 or start + length > index["samples_total"]:
-            return f"has {name} from sample {start} to {start + length} of {index['samples_total']}"
+        if start < 0 or length < 1 or start + length > total:
+            span = f"{str(start)[:20]}, {str(length)[:20]} long"
+            return f"has {named([name])} from sample {span}, of {str(total)[:20]}"
     return None
 
 
 def _verify(file: Path, samples: np.memmap, index: dict[str, Any]) -> None:
     for name, start, length, crc in zip(index["utterance"], index["start"], index["samples"], index["crc"]):
         if zlib.crc32(samples[start : start + length].data) != crc:
-            raise ValueError(f"{file} is damaged in utterance {name}; copy it again, or delete it and prepare again")
+            raise ValueError(
+                f"{file} is damaged in utterance {named([name])}; copy it again, or delete it and prepare again"
+            )

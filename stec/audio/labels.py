@@ -9,7 +9,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from stec.core.inert import named
+
 OVERLAP = 0.005  # seconds; times are written in steps of 10 ms at worst
+LONGEST_NAME = 255  # characters; no file system has longer ones
+
+
+def shown(text: str) -> str:
+    """A word of a file, as it can stand in a message: short, quoted, without control characters.
+
+    >>> print(shown("a\\x1b[2J" + "b" * 99))
+    'a\\x1b[2Jbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...'
+    """
+    return repr(text if len(text) <= 40 else text[:40] + "...")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,7 +39,7 @@ class Intervals:
         if not len(self.starts) == len(self.ends) == len(self.names):
             raise ValueError(f"{len(self.starts)} starts, {len(self.ends)} ends, {len(self.names)} names; give as many")
         if fault := _fault(self.starts, self.ends):
-            raise ValueError(f"interval {fault[0] + 1}, {self.names[fault[0]]!r}: {fault[1]}")
+            raise ValueError(f"interval {fault[0] + 1}, {shown(self.names[fault[0]])}: {fault[1]}")
 
     def __len__(self) -> int:
         """Number of intervals."""
@@ -106,7 +118,7 @@ class _Values:
     def number(self, what: str) -> float:
         word = self._next(what)
         if (value := _seconds(word)) is None:
-            raise self.error(f"{what} should be a number and is {word[:40]}; export the TextGrid again")
+            raise self.error(f"{what} should be a number and is {named([word])}; export the TextGrid again")
         return value
 
     def count(self, what: str) -> int:
@@ -118,7 +130,7 @@ class _Values:
     def text(self, what: str) -> str:
         word = self._next(what)
         if word[0] != '"':
-            raise self.error(f"{what} should be a quoted text and is {word[:40]}; export the TextGrid again")
+            raise self.error(f"{what} should be a quoted text and is {named([word])}; export the TextGrid again")
         return word[1:-1].replace('""', '"')
 
     def exists(self, what: str) -> bool:
@@ -143,7 +155,7 @@ def read_textgrid(path: str | Path, *, tier: str) -> Intervals:
     for _ in range(values.count("the number of tiers")):
         kind = values.text("the class of a tier")
         if kind not in ("IntervalTier", "TextTier"):
-            raise values.error(f"a tier is {kind!r}; there are IntervalTier and TextTier")
+            raise values.error(f"a tier is {shown(kind)}; there are IntervalTier and TextTier")
         name = values.text("the name of a tier")
         if name == tier and kind == "TextTier":
             raise values.error(f"tier {tier!r} holds points; name a tier of intervals")
@@ -156,19 +168,20 @@ def read_textgrid(path: str | Path, *, tier: str) -> Intervals:
             found = intervals
     if found is None:
         raise ValueError(
-            f"{path} has no tier of intervals {tier!r}; there are: {', '.join(map(repr, names)) or 'none'}"
+            f"{path} has no tier of intervals {tier!r}; there are: {', '.join(map(shown, names[:20])) or 'none'}"
         )
     return found
 
 
 def _tier(values: _Values, name: str, *, points: bool, wanted: bool) -> Intervals | None:
     """Read past a tier; its intervals if they are wanted."""
-    values.number(f"the start of tier {name!r}")
-    values.number(f"the end of tier {name!r}")
+    tier = f"tier {shown(name)}"
+    values.number(f"the start of {tier}")
+    values.number(f"the end of {tier}")
     starts, ends, texts, places = [], [], [], []
-    total = values.count(f"the size of tier {name!r}")
+    total = values.count(f"the size of {tier}")
     for i in range(total):
-        what = f"{'point' if points else 'interval'} {i + 1} of {total} in tier {name!r}"
+        what = f"{'point' if points else 'interval'} {i + 1} of {total} in {tier}"
         starts.append(values.number(f"the start of {what}"))
         places.append(values.at)
         ends.append(starts[-1] if points else values.number(f"the end of {what}"))
@@ -177,7 +190,7 @@ def _tier(values: _Values, name: str, *, points: bool, wanted: bool) -> Interval
         return None
     begin, end = np.array(starts, dtype=np.float64), np.array(ends, dtype=np.float64)
     if fault := _fault(begin, end):
-        raise values.error(f"{texts[fault[0]]!r} in tier {name!r}: {fault[1]}", places[fault[0]])
+        raise values.error(f"{shown(texts[fault[0]])} in {tier}: {fault[1]}", places[fault[0]])
     return Intervals(begin, end, tuple(texts))
 
 
@@ -198,7 +211,9 @@ def read_ctm(path: str | Path) -> dict[str, Intervals]:
             )
         start, duration = _seconds(words[2]), _seconds(words[3])
         if start is None or duration is None:
-            raise ValueError(f"{path}, line {number}: {words[2][:20]} {words[3][:20]} are no start and duration in s")
+            raise ValueError(
+                f"{path}, line {number}: {named([words[2]])} {named([words[3]])} are no start and duration in s"
+            )
         entries.setdefault(words[0], []).append((start, start + duration, words[4], number))
     if not entries:
         raise ValueError(f"{path} is empty; name a CTM file of phones")
@@ -209,5 +224,7 @@ def _sorted(path: str | Path, utterance: str, entries: list[tuple[float, float, 
     entries = sorted(entries, key=lambda entry: entry[0])
     starts, ends = np.array([entry[0] for entry in entries]), np.array([entry[1] for entry in entries])
     if fault := _fault(starts, ends):
-        raise ValueError(f"{path}, line {entries[fault[0]][3]}: {entries[fault[0]][2]!r} of {utterance}: {fault[1]}")
+        raise ValueError(
+            f"{path}, line {entries[fault[0]][3]}: {shown(entries[fault[0]][2])} of {named([utterance])}: {fault[1]}"
+        )
     return Intervals(starts, ends, tuple(entry[2] for entry in entries))

@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from stec.audio.labels import Intervals, read_text
+from stec.audio.labels import LONGEST_NAME, Intervals, read_text, shown
+from stec.core.inert import named
 
 SILENCE = "sil"  # the name that all names of silence become
 # What aligners write for silence. MFA's "spn" is speech that is in no dictionary, or noise: leave it out of
@@ -62,7 +63,7 @@ def _utterance(word: bytes, where: str) -> str:
         utterance = word.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: no UTF-8 text; name a file of phone labels, or save it as UTF-8") from error
-    if not utterance.isprintable():
+    if not utterance.isprintable() or len(utterance) > LONGEST_NAME:
         raise ValueError(f"{where}: no text, but {utterance[:20]!r}; name a file of phone labels")
     return utterance
 
@@ -138,7 +139,9 @@ class Inventory:
             meant = [self.canonical(name) for name in self.names]
             twice = next(name for name in meant if meant.count(name) > 1)
             same = [name for name in self.names if self.canonical(name) == twice]
-            raise ValueError(f"{', '.join(map(repr, same))} mean one phone, {twice}; name it once, or do not collapse")
+            raise ValueError(
+                f"{', '.join(map(shown, same[:9]))} mean one phone, {named([twice])}; name it once, or do not collapse"
+            )
 
     @classmethod
     def read(cls, path: str | Path, *, collapse: bool = False, silences: Sequence[str] = ("", SILENCE)) -> "Inventory":
@@ -184,8 +187,9 @@ class Inventory:
         for name, phone in spelt.items():
             if phone not in self._numbers:
                 near = difflib.get_close_matches(phone, self._numbers, n=1, cutoff=0.0)[0]
+                known = shown(self.names[self._numbers[near]])
                 raise ValueError(
-                    f"{name!r} is none of the {len(self)} phones; the nearest is {self.names[self._numbers[near]]!r}. "
+                    f"{shown(name)} is none of the {len(self)} phones; the nearest is {known}. "
                     "Add it to the inventory, collapse stress, or name it among the silences"
                 )
         return np.array([self._numbers[spelt[name]] for name in names], dtype=np.int64)

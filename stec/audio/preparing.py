@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
-from stec.audio.corpus import INDEX, JOURNAL, KEYS, PART, VERSION
+from stec.audio.corpus import INDEX, JOURNAL, PART, VERSION, fault
 from stec.audio.sources import RATE, AudioFile, read_audio
 
 BROKEN = "broken.txt"
@@ -205,8 +205,11 @@ def _resume(cache: Path, wanted: set[Source], *, keep: str | None) -> list[Entry
 def _entry(line: bytes) -> Entry | None:
     """A line of the journal; None where it is torn."""
     try:
-        return Entry(**json.loads(line)) if line.endswith(b"\n") else None
-    except (ValueError, TypeError):
+        entry = Entry(**json.loads(line)) if line.endswith(b"\n") else None
+        kinds = [field.type for field in dataclasses.fields(Entry)]
+        whole = entry and all(type(value) is kind for value, kind in zip(dataclasses.astuple(entry), kinds))
+        return entry if entry and whole and entry.start >= 0 and entry.samples > 0 else None
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -302,9 +305,10 @@ def _old_index(cache: Path) -> dict[str, Any] | None:
     """The index of a finished cache that is whole; None where there is none, or it is of another version."""
     try:
         index: dict[str, Any] = json.loads((cache / INDEX).read_bytes())
-        whole = (cache / index["samples_file"]).stat().st_size == 2 * index["samples_total"]
-        return index if whole and index["version"] == VERSION and index.keys() >= KEYS else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if index["version"] != VERSION or fault(index):
+            return None
+        return index if (cache / index["samples_file"]).stat().st_size == 2 * index["samples_total"] else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

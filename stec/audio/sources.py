@@ -30,7 +30,9 @@ UTTERANCES = {
 }
 LAYOUT = "<subset>/<speaker>/<chapter>/<speaker>-<chapter>-<utterance>.flac"
 BLOCK = 1 << 18  # frames decoded at a time, so that an hour of 48 kHz stereo never lies in memory as floats
-LONGEST = 1 << 32  # frames; a header that claims more is a lie, or of a stream that never learnt its length
+LONGEST = 12  # hours of one file, 1.4 GB of samples: FLAC writes silence in a thousandth of that
+UNKNOWN = 1 << 32  # frames; a header that claims more is a lie, or of a stream that never learnt its length
+LOWEST, HIGHEST = 1000, 1_000_000  # Hz; at 1 Hz a small file would become a large one
 CURE = "replace it with a whole copy, or leave broken files out (--skip-broken)"
 
 
@@ -160,10 +162,16 @@ def read_audio(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is an empty file; {CURE}")
     try:
         with soundfile.SoundFile(path) as file:
-            if file.frames > LONGEST:
+            if file.frames > UNKNOWN:
                 raise ValueError(f"{path} does not say how long it is; encode it again, or {CURE}")
+            if not LOWEST <= file.samplerate <= HIGHEST:
+                raise ValueError(
+                    f"{path} is sampled at {file.samplerate} Hz; give {LOWEST} to {HIGHEST:,} Hz, or {CURE}"
+                )
+            if file.frames > LONGEST * 3600 * file.samplerate:
+                raise ValueError(f"{path} is longer than {LONGEST} hours; cut it, or {CURE}")
             plain = (file.samplerate, file.channels, file.subtype) == (RATE, 1, "PCM_16")
-            samples = file.read(dtype="int16") if plain else _converted(file)
+            samples = _stored(file) if plain else _converted(file)
             if file.tell() < file.frames or _torn(file, path):
                 raise ValueError(f"{path} is truncated or corrupt: it ends before its header says; {CURE}")
     except soundfile.LibsndfileError as error:
@@ -173,14 +181,23 @@ def read_audio(path: Path) -> np.ndarray:
     return samples
 
 
+def _stored(file: soundfile.SoundFile) -> np.ndarray:
+    """The rest of an open file as int16, block by block: memory follows what is there, not what the header says."""
+    parts = []
+    while len(block := file.read(BLOCK, dtype="int16")):
+        parts.append(block)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int16)
+
+
 def _converted(file: soundfile.SoundFile) -> np.ndarray:
     """The rest of an open file, block by block: mono, 16 kHz, int16."""
     stream = soxr.ResampleStream(file.samplerate, RATE, 1, dtype="float32", quality="VHQ")
     parts = []
     last = False
+    size = max(1, BLOCK // file.channels)
     while not last:
-        block = file.read(BLOCK, dtype="float32", always_2d=True)
-        last = len(block) < BLOCK
+        block = file.read(size, dtype="float32", always_2d=True)
+        last = len(block) < size
         if not np.isfinite(block).all():
             raise ValueError(f"{file.name} holds values that are not finite; {CURE}")
         mono = block.mean(1)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from stec.audio.labels import read_text
+from stec.audio.labels import LONGEST_NAME, read_text
 
 
 def read_split(path: str | Path) -> tuple[str, ...]:
@@ -17,7 +17,7 @@ def read_split(path: str | Path) -> tuple[str, ...]:
         words = line.split()
         if not words:
             continue
-        if len(words) > 1 or not words[0].isprintable():
+        if len(words) > 1 or not words[0].isprintable() or len(words[0]) > LONGEST_NAME:
             raise ValueError(f"{path}, line {number}: {line[:40]!r} is no utterance; name a file with one a line")
         if words[0] in lines:
             raise ValueError(f"{path}, line {number}: {words[0]} stands in line {lines[words[0]]} already; remove one")

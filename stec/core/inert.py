@@ -3,14 +3,16 @@
 A pickle is a small program: it names classes and functions ("globals") and calls them. Here every global, torch's own
 among them, becomes a record of its name and of what it was called with. Nothing is imported and nothing is called. This
 is how files of others are read (`stec.core.torch_files`); our own hold nothing but tensors and plain values
-(`stec.core.checkpoints`).
+(`stec.core.checkpoints`). Memory follows the size of the pickle, whatever numbers it holds.
 """
 
+import itertools
 import pickle
 import re
 import struct
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 # What training code leaves in a checkpoint beside tensors: containers, numbers, paths, and classes (never functions)
 # of the libraries that the released code runs on, and of its own modules.
@@ -34,6 +36,9 @@ _ORDINARY = re.compile(
       |lightning\w*|train|transforms|resnets|hybrid_optimizer_utils|cifar100_datamodule)(\.[a-z_]\w*)*\.[A-Z]\w*""",
     re.VERBOSE,
 )
+
+
+MOST = 10_000  # values that `plain` writes out
 
 
 class Inert:
@@ -75,6 +80,17 @@ class Inert:
         return f"<{self.name}>"
 
 
+def _bytearray(reader: Any) -> None:
+    """BYTEARRAY8 without making room for what may not come."""
+    (size,) = struct.unpack("<Q", reader.read(8))
+    reader.append(bytearray(reader.read(size)))
+
+
+def _refused(reader: Any) -> None:
+    """A number of copyreg's registry (EXT), where another library may have put a real object."""
+    raise ValueError("it names an extension's number, which no checkpoint needs")
+
+
 class Stored(NamedTuple):
     """Values of a tensor that lie elsewhere in the file."""
 
@@ -92,8 +108,15 @@ class Readable(Protocol):
     def readline(self) -> bytes: ...
 
 
-class InertUnpickler(pickle.Unpickler):
+# Python's own reader in Python: the one in C makes room for 2 n values where a pickle says "store as number n".
+class InertUnpickler(pickle._Unpickler):
     """Reads one pickle of `file` with `Inert` for every global; `found` collects their classes by name."""
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _bytearray,
+        **{code[0]: _refused for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4)},
+    }
 
     def __init__(self, file: Readable, found: dict[str, type[Inert]]) -> None:
         super().__init__(file, encoding="latin1")
@@ -110,9 +133,12 @@ class InertUnpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Stored:
         """What torch.save writes in place of a tensor's values."""
         kind, storage, key, _, numel, *view = pid
+        # Nothing but plain values may be put into words: the words for lists of lists can fill any memory.
         if kind != "storage" or any(part is not None for part in view):
-            raise pickle.UnpicklingError(f"holds a {kind} of a form that torch.save no longer writes")
-        return Stored(storage.name.rpartition(".")[2].removesuffix("Storage"), str(key), int(numel))
+            raise pickle.UnpicklingError("holds values of a form that torch.save no longer writes")
+        if not isinstance(key, str | int) or not isinstance(numel, int) or numel < 0:
+            raise pickle.UnpicklingError("names no place of a tensor's values")
+        return Stored(storage.name.rpartition(".")[2].removesuffix("Storage"), str(key), numel)
 
 
 def ordinary(name: str) -> bool:
@@ -122,6 +148,16 @@ def ordinary(name: str) -> bool:
     (True, False)
     """
     return _ORDINARY.fullmatch(name) is not None
+
+
+def named(names: Sequence[str]) -> str:
+    """The first of the names in a file, as they can stand in a message: short, without control characters.
+
+    >>> named(["os.system", "a\\x1b[2J"])
+    "os.system, 'a\\\\x1b[2J'"
+    """
+    shown = (name[:80] if name.isprintable() else ascii(name[:80]) for name in names[:20])
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def entries(value: Any) -> dict[Any, Any]:
@@ -136,35 +172,57 @@ def entries(value: Any) -> dict[Any, Any]:
 def plain(value: Any, depth: int = 4) -> Any:
     """Numbers, text, lists and dictionaries in place of what a file holds; of other objects their names.
 
-    Anything deeper than `depth` is "...".
+    Anything deeper than `depth` is "...", and so is all that follows the first 10,000 values: a list that holds another
+    one many times is small in a file and large when it is written out.
 
     >>> plain({"epochs": 3, "size": (2, (3, 4))}, depth=2)
     {'epochs': 3, 'size': [2, '...']}
     """
+    return _plain(value, depth, itertools.count())
+
+
+def _plain(value: Any, depth: int, count: Iterator[int]) -> Any:
+    if next(count) >= MOST:
+        return "..."
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, type) and issubclass(value, Inert):
         return value.name
     if isinstance(value, Inert):
         if value.name.startswith("pathlib."):
-            return "/".join(str(part) for part in value.args).replace("//", "/")
+            return "/".join(_word(part) for part in value.args[:100]).replace("//", "/")
         if value.name.endswith("multiarray.scalar"):
             return _number(value)
         if value.name == "torch.device":
-            return ":".join(str(part) for part in value.args)
+            return ":".join(_word(part) for part in value.args[:2])
     if depth == 0:
         return "..."
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, depth - 1) for item in list(value)[:100]]
+        return [_plain(item, depth - 1, count) for item in list(value)[:100]]
     if isinstance(value, dict) or entries(value):
-        return {str(plain(key, 0)): plain(item, depth - 1) for key, item in list(entries(value).items())[:500]}
+        found = list(entries(value).items())[:500]
+        return {str(_plain(key, 0, count)): _plain(item, depth - 1, count) for key, item in found}
     return repr(value) if isinstance(value, Inert) else f"<{type(value).__name__}>"
+
+
+def _word(part: Any) -> str:
+    """A piece of a path or of a device's name; of anything else the kind."""
+    return str(part) if isinstance(part, str | int) else f"<{type(part).__name__}>"
 
 
 def _number(scalar: Inert) -> Any:
     """The value of a numpy number, from its type's code and its bytes; its name where it is no number."""
     letters = dict(zip(("f2", "f4", "f8", "b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), "efd?bhiqBHIQ"))
-    kind, raw = scalar.args
-    raw = raw.args[0].encode("latin1") if isinstance(raw, Inert) else raw
-    letter = letters.get(kind.args[0])
-    return struct.unpack(f"<{letter}", raw)[0] if letter else repr(scalar)
+    try:
+        kind, raw = scalar.args
+        raw = raw.args[0].encode("latin1") if isinstance(raw, Inert) else raw
+        return struct.unpack(f"<{letters[kind.args[0]]}", raw)[0]
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        struct.error,
+    ):  # no number after all
+        return repr(scalar)

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stec.core.inert import Inert, InertUnpickler, Stored, ordinary
+from stec.core.inert import Inert, InertUnpickler, Stored, named, ordinary
 
 # How torch.save wrote before version 1.6, and on request ever since: pickles one after another, then the values.
 _LEGACY = 0x1950A86A20F9469CFC6C
+
+AGAIN = 8  # how often values may be used in tensors that share them, by the size of the file; networks do it twice
 
 _DTYPES = {
     "Double": torch.float64,
@@ -50,7 +52,7 @@ class TorchFile:
         try:
             self.content = self._zip() if zipfile.is_zipfile(self.path) else self._legacy()
         except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
-            would = f"; loading it with pickle would run {', '.join(self.foreign)}" if self.foreign else ""
+            would = f"; loading it with pickle would run {named(self.foreign)}" if self.foreign else ""
             raise ValueError(
                 f"{self.path} is torn or is no checkpoint ({_reason(error)}){would}; copy or fetch it again"
             ) from error
@@ -72,9 +74,9 @@ class TorchFile:
                 raise ValueError("a zip file of something else: no data.pkl in it")
             self._root = names[0].removesuffix("data.pkl")
             order = f"{self._root}byteorder"
-            if order in archive.namelist() and archive.read(order) != b"little":
+            if order in archive.namelist() and _entry(archive, order) != b"little":
                 raise ValueError("its values are stored in big-endian order")
-            whole = BytesIO(archive.read(names[0]))  # read to the end, where its checksum is compared
+            whole = BytesIO(_entry(archive, names[0]))  # read to the end, where its checksum is compared
         return InertUnpickler(whole, self._found).load()
 
     def _legacy(self) -> Any:
@@ -89,7 +91,7 @@ class TorchFile:
                 raise ValueError("its values are stored in big-endian order")
             kinds = {stored.key: stored.kind for stored in _stored(content)}
             for key in keys:
-                (numel,) = struct.unpack("<q", file.read(8))
+                (numel,) = struct.unpack("<Q", file.read(8))
                 size = numel * _DTYPES[kinds[key]].itemsize
                 self._places[key] = file.tell(), size
                 file.seek(size, 1)
@@ -103,12 +105,18 @@ class TorchFile:
         Raises ValueError for an entry that is no tensor, or whose values are not all in the file.
         """
         made = {}
+        room = AGAIN * self.path.stat().st_size
         with zipfile.ZipFile(self.path) if self._root else self.path.open("rb") as source:
             for name, entry in entries.items():
                 try:
                     made[name] = self._tensor(source, entry)
+                    room -= made[name].nbytes
+                    if room < 0:
+                        raise ValueError("its tensors share their values more often than any network's")
                 except Exception as error:  # as above
-                    raise ValueError(f"{name} in {self.path} is torn or is no tensor ({_reason(error)})") from error
+                    raise ValueError(
+                        f"{named([name])} in {self.path} is torn or is no tensor ({_reason(error)})"
+                    ) from error
         return made
 
     def _tensor(self, source: Any, entry: Any) -> Tensor:
@@ -120,11 +128,13 @@ class TorchFile:
         if made_by == "_rebuild_from_type_v2":  # a tensor with attributes
             return self._tensor(source, entry.args[0](*entry.args[2]))
         if made_by not in ("_rebuild_tensor", "_rebuild_tensor_v2"):
-            raise ValueError(f"it is a {entry.name}")
+            raise ValueError(f"it is a {named([entry.name])}")
         stored, offset, size, stride = entry.args[:4]
+        if not all(type(number) is int and number >= 0 for number in (offset, *size, *stride)):
+            raise ValueError("its shape is no list of numbers")  # the product of a number and a text is a longer text
         dtype = _DTYPES[stored.kind]
         if self._root:
-            raw = source.read(f"{self._root}data/{stored.key}")
+            raw = _entry(source, f"{self._root}data/{stored.key}")
         else:
             place, length = self._places[stored.key]
             source.seek(place)
@@ -135,8 +145,25 @@ class TorchFile:
         return values.as_strided(size, stride, offset).clone(memory_format=torch.contiguous_format)
 
 
+def refuse_compressed(path: str | Path) -> None:
+    """ValueError where an archive has compressed entries: torch.save writes none, and torch.load lets them swell."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("it is compressed, as torch.save never does")
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    """An entry of an archive, which torch.save never compresses: so it is no larger than the file."""
+    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise ValueError("an archive with compressed entries, which torch.save does not write")
+    return archive.read(name)
+
+
 def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+    shown = str(error) if len(str(error)) < 10_000 else ""
+    first = shown.splitlines()[0][:80] if shown.strip() else type(error).__name__
+    return first if first.isprintable() else ascii(first)
 
 
 def _stored(content: Any) -> list[Stored]:

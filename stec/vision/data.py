@@ -155,10 +155,30 @@ def stl10(
         raise ValueError(f"fold {fold} of split {split!r}; folds 0 to 9 exist in 'train' and 'train+unlabeled'")
     folder = torchvision.datasets.STL10.base_folder
     data = _torchvision_set(
-        lambda: torchvision.datasets.STL10(_root(root), split=split, folds=fold, download=download), root, folder
+        lambda: torchvision.datasets.STL10(_root(root), split=split, download=download), root, folder
     )
-    images = torch.from_numpy(data.data).contiguous()
-    return ImageSet(images, torch.from_numpy(np.asarray(data.labels, dtype=np.int64)), tuple(data.classes))
+    images, labels = torch.from_numpy(data.data), torch.from_numpy(np.asarray(data.labels, dtype=np.int64))
+    if fold is not None:
+        labelled = int((labels >= 0).sum())
+        listed = stl10_fold(Path(_root(root)) / folder / data.folds_list_file, fold, images=labelled)
+        chosen = torch.cat((listed, torch.arange(labelled, len(labels))))
+        images, labels = images[chosen], labels[chosen]
+    return ImageSet(images.contiguous(), labels, tuple(data.classes))
+
+
+def stl10_fold(path: Path, fold: int, *, images: int) -> Int[Tensor, " n"]:
+    """The indices of a predefined fold, line `fold` of STL-10's list, which no checksum covers.
+
+    ValueError names a file that is missing, or whose line holds anything but indices below `images`.
+    """
+    try:
+        words = path.read_text(encoding="utf-8").split("\n")[fold].split()
+        listed = [int(word) if word.isascii() and word.isdecimal() and len(word) < 10 else -1 for word in words]
+    except (OSError, UnicodeDecodeError, IndexError) as error:
+        raise ValueError(f"{path} lacks the list of fold {fold} ({error}); unpack the archive again") from error
+    if not listed or not 0 <= min(listed) <= max(listed) < images:
+        raise ValueError(f"{path}, line {fold + 1}, is no list of images from 0 to {images - 1}; unpack it again")
+    return torch.tensor(listed)
 
 
 def _cifar(kind: type[torchvision.datasets.CIFAR10], root: str | Path, train: bool, download: bool) -> ImageSet:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from stec.core.inert import named
 from stec.vision.data import balanced
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -54,7 +55,7 @@ def _walk(root: Path) -> Iterator[Path]:
             if entry.is_symlink():
                 if path.is_dir():
                     links.append(path)
-                else:
+                elif path.is_file() or not path.exists():  # no device and no pipe, whose reading would not end
                     yield path  # also a link to nothing: it is named when decoded, not passed over
             elif entry.is_dir():
                 folders.append(path)
@@ -161,7 +162,7 @@ def tiny_imagenet(root: str | Path, split: str) -> ImageFiles:
     for needed in (folder / "wnids.txt", listing):
         if not needed.is_file():
             raise ValueError(f"{needed} does not exist; name the folder that Tiny-ImageNet's archive unpacks to")
-    classes = sorted((folder / "wnids.txt").read_text().split())
+    classes = sorted(_text(folder / "wnids.txt").split())
     if split == "train":
         files = image_folder(folder / "train", labelled=True, classes=classes)
         if absent := sorted(set(range(len(classes))) - set(files.labels.tolist())):
@@ -184,14 +185,23 @@ def tiny_imagenet(root: str | Path, split: str) -> ImageFiles:
 def _annotations(listing: Path, classes: Sequence[str]) -> dict[str, str]:
     """The class of each image by its name. ValueError names the line that has none, or another than `classes`."""
     wnid: dict[str, str] = {}
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
+    for number, line in enumerate(_text(listing).splitlines(), 1):
         name, *rest = line.split("\t")
         if line and (not rest or rest[0] not in classes):
-            what = f"gives {name} the class {rest[0]}, which wnids.txt lacks" if rest else "has no tab and class"
+            what = "has no tab and class"
+            if rest:
+                what = f"gives {named([name])} the class {named([rest[0]])}, which wnids.txt lacks"
             raise ValueError(f"{listing}, line {number}, {what}; unpack the archive again")
         if line:
             wnid[name] = rest[0]
     return wnid
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}); unpack the archive again") from error
 
 
 def _check_split(split: str, splits: tuple[str, ...]) -> None:
@@ -200,4 +210,4 @@ def _check_split(split: str, splits: tuple[str, ...]) -> None:
 
 
 def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return named(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stec.core.inert import entries, plain
+from stec.core.inert import entries, named, plain
 from stec.core.torch_files import TorchFile
 
 COMPONENTS = 6  # of the released code's label, a (2, 3) matrix
@@ -74,19 +74,21 @@ def read_official(path: str | Path, *, skip_foreign: bool = False, encoder_only:
     file = TorchFile(path)
     if file.foreign and not skip_foreign:
         raise ValueError(
-            f"{path} holds code: to load it with pickle would run {', '.join(file.foreign)}. Nothing was run. "
+            f"{path} holds code: to load it with pickle would run {named(file.foreign)}. Nothing was run. "
             "If you know what these are, --skip-foreign reads the weights without them"
         )
     content = entries(file.content)
     if "stec" in content:
         raise ValueError(f"{path} was written by stec already; use it as it is, with recipes.vision.evaluate, say")
     found = entries(content["state_dict"]) if "state_dict" in content else content
-    weights = {str(name).removeprefix("module."): value for name, value in found.items()}  # DistributedDataParallel's
+    weights = {  # DistributedDataParallel's names have a prefix
+        name.removeprefix("module."): value for name, value in found.items() if isinstance(name, str)
+    }
     if "encoder.conv1.weight" not in weights:
         there = sorted({name.split(".")[0] for name in weights})[:8]
         raise ValueError(
             f"{path} is no checkpoint of the released code: it has no encoder.conv1.weight; "
-            + (f"its parts are {', '.join(there)}" if there else "it holds no weights")
+            + (f"its parts are {named(there)}" if there else "it holds no weights")
         )
     parts = {
         part: {match[1]: name for name in weights if (match := re.fullmatch(pattern, name))}
@@ -100,7 +102,7 @@ def read_official(path: str | Path, *, skip_foreign: bool = False, encoder_only:
         manipulation = _manipulation(made.get("binned_prediction_model", {}))
         probe = _probe(made.get("supervised_head", {}))
         sizes = _sizes(made["encoder"], projector, manipulation, probe)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError, KeyError) as error:  # the others: of tensors without rows
         raise ValueError(f"{path}: {error}") from error
     step = content.get("global_step")
     besides = {k: v for k, v in content.items() if k not in ("state_dict", "hyper_parameters", *found)}
@@ -137,10 +139,10 @@ def _complete(part: str, weights: Mapping[str, Tensor], expected: Mapping[str, t
     """Raises ValueError where the names are not those of the released code."""
     names = {f"{layer}.{name}" for layer, of in expected.items() for name in of}
     if missing := sorted(names - set(weights)):
-        raise ValueError(f"{part} lacks {', '.join(missing)}; --encoder-only reads the encoder alone")
+        raise ValueError(f"{part} lacks {named(missing)}; --encoder-only reads the encoder alone")
     if surplus := sorted(set(weights) - names):
         raise ValueError(
-            f"{part} has {', '.join(surplus)}, which the released code does not build; "
+            f"{part} has {named(surplus)}, which the released code does not build; "
             "--encoder-only reads the encoder alone"
         )
 
@@ -198,8 +200,8 @@ def _sizes(
     first = tuple(encoder["conv1.weight"].shape)
     if (convolutions, blocks) not in arches or len(first) != 4 or first[1:] not in ((3, 3, 3), (3, 7, 7)):
         raise ValueError(
-            f"its encoder has {blocks} blocks of {convolutions} convolutions and a first one of shape {first}; stec "
-            "has ResNet-18 and ResNet-50 on colour images, with a first convolution of 3x3 or 7x7"
+            f"its encoder has {blocks} blocks of {convolutions} convolutions and a first one of shape {first[:8]}; "
+            "stec has ResNet-18 and ResNet-50 on colour images, with a first convolution of 3x3 or 7x7"
         )
     hidden = [value for name, value in manipulation.items() if re.fullmatch(r"hidden_\d+\.weight", name)]
     return Sizes(

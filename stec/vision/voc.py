@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from stec.core.inert import named
 from stec.vision.decoding import decode
 from stec.vision.loading import Progress
 from stec.vision.voc_layout import Part, Problem, find_image, image_size, read_parts, report
@@ -51,10 +52,10 @@ def parse_annotation(path: Path) -> Annotation:
     try:
         guard.Parse(data, True)
         root = ET.fromstring(data)
-    except (expat.ExpatError, ET.ParseError) as error:
-        raise ValueError(f"it is no XML: {error}") from error
+    except (expat.ExpatError, ET.ParseError, LookupError) as error:  # the last: it names an encoding that is none
+        raise ValueError(f"it is no XML: {str(error)[:200]!a}") from error
     if root.tag != "annotation":
-        raise ValueError(f"its outermost element is <{root.tag}>, not <annotation>")
+        raise ValueError(f"its outermost element is <{named([root.tag])}>, not <annotation>")
     told = root.find("size")
     size = None if told is None else (int(_number(told, "width", "<size>")), int(_number(told, "height", "<size>")))
     objects = [_object(thing, f"object {i}") for i, thing in enumerate(root.findall("object"), start=1)]
@@ -73,8 +74,10 @@ def _object(thing: ET.Element, where: str) -> tuple[str, Corners, bool]:
         raise ValueError(f"{where} has no <{'bndbox' if name else 'name'}>")
     hard = (thing.findtext("difficult") or "").strip() or "0"  # some tools write <difficult/>
     if hard not in ("0", "1"):
-        raise ValueError(f"{where} ({name}) has difficult {hard!r}, neither 0 nor 1")
-    xmin, ymin, xmax, ymax = (_number(box, key, f"{where} ({name})") for key in ("xmin", "ymin", "xmax", "ymax"))
+        raise ValueError(f"{where} ({named([name])}) has difficult {hard[:60]!r}, neither 0 nor 1")
+    xmin, ymin, xmax, ymax = (
+        _number(box, key, f"{where} ({named([name])})") for key in ("xmin", "ymin", "xmax", "ymax")
+    )
     return name, (xmin, ymin, xmax, ymax), hard == "1"
 
 
@@ -85,7 +88,7 @@ def _number(parent: ET.Element, name: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{where} has {name} {text!r}, no number")
+        raise ValueError(f"{where} has {name} {text[:60]!r}, no number")
     return value
 
 
@@ -204,7 +207,7 @@ def _objects(
     annotation = read.annotation or Annotation(None, (), (), ())
     for name, corners, difficult in zip(annotation.names, annotation.corners, annotation.difficult):
         if name not in classes:
-            what = f"{name!r}; the classes are {', '.join(classes[:30])}"
+            what = f"{name[:60]!r}; the classes are {', '.join(classes[:30])}"
             read.problems.append(Problem("objects are of unknown classes", read.file, what))
         elif read.size and (box := _place(read, name, corners, tolerated, boxes=boxes, first=first)):
             kept.append((box, classes.index(name) + 1, difficult))
@@ -229,7 +232,7 @@ def _place(
     width, height = read.size
     x1, y1, x2, y2 = corners[0] - first, corners[1] - first, corners[2], corners[3]
     inside = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    written = f"{name} at xmin {corners[0]:g}, ymin {corners[1]:g}, xmax {corners[2]:g}, ymax {corners[3]:g}"
+    written = f"{named([name])} at xmin {corners[0]:g}, ymin {corners[1]:g}, xmax {corners[2]:g}, ymax {corners[3]:g}"
     if inside != (x1, y1, x2, y2):
         if boxes == "refuse":
             what = f"{written} in an image of {width} x {height}"

@@ -21,6 +21,7 @@ VOC_CLASSES = (
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 EXAMPLES = 3  # of each kind of problem
+LONGEST = 240  # bytes of a name: file systems have 255, and an ending follows
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 CURES = {
@@ -100,8 +101,10 @@ def image_names(part: Part, task: str, annotated: Path) -> list[str]:
     if not names:
         raise ValueError(f"{path} is empty; give a split that lists images")
     for name in names:
-        if len(name.split()) > 1 or Path(name).name != name:
-            raise ValueError(f"{path} has the line {name!r}, no single name; give a split of names, such as trainval")
+        if len(name.split()) > 1 or Path(name).name != name or not name.isprintable() or len(name.encode()) > LONGEST:
+            raise ValueError(
+                f"{path} has the line {name[:60]!r}, no single name; give a split of names, such as trainval"
+            )
     return names
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from stec.vision.decoding import decode
+from stec.vision.decoding import Bomb, decode
 from stec.vision.loading import Progress
 from stec.vision.voc_layout import Part, Problem, find_image, image_size, read_parts, report
 
@@ -39,16 +39,25 @@ class SegmentationSet(Dataset[tuple[Tensor, Tensor]]):
 def read_mask(path: Path) -> UInt8[Tensor, "h w"]:
     """The class numbers of a mask: the indices of a palette picture, or the grey values.
 
-    ValueError where the file is torn, or its pixels are no 8-bit numbers: colours do not say which number they mean.
+    ValueError where the file is torn, no PNG, larger than Pillow's limit against decompression bombs, or its pixels are
+    no 8-bit numbers: colours do not say which number they mean.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit is not None and image.width * image.height > limit:  # Pillow only warns up to twice the limit
+                raise Image.DecompressionBombError
             image.load()
-            if image.mode not in ("P", "L"):
-                raise ValueError(f"{path} has pixels of the kind {image.mode}, neither palette nor 8-bit grey")
-            return torch.from_numpy(np.array(image))
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise ValueError(f"{path} cannot be read: {error}") from error
+            mode, numbers = image.mode, torch.from_numpy(np.array(image))
+    except Bomb as error:
+        raise ValueError(
+            f"{path} has more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink it, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise SyntaxError, struct.error and more on broken files
+        raise ValueError(f"{path} cannot be read: {error or type(error).__name__}") from error
+    if mode not in ("P", "L"):
+        raise ValueError(f"{path} has pixels of the kind {mode}, neither palette nor 8-bit grey")
+    return numbers
 
 
 class _Read(NamedTuple):
