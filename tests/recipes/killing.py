@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["recipes.vision.pretrain", "recipes.audio.pretrain"])
@@ -102,6 +103,7 @@ class SignalsItself:
         from stec.core.learner import Learner
 
         os.environ.update(self.environment)
+        rank_zero_only.rank = int(os.environ.get("RANK", "0"))  # which a new process would have read when it imported
         plain = Learner.training_step
 
         def training_step(learner: Learner, batch: Any, batch_idx: int) -> torch.Tensor:
