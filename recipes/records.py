@@ -134,9 +134,18 @@ def write(records: Sequence[Record], path: Path) -> None:
 
 
 def update(records: Sequence[Record], path: Path) -> None:
-    """Write records beside those of other stages that the file holds already, in place of those of the same stage."""
-    stages = {record.stage for record in records}
-    kept = [record for record in read(path) if record.stage not in stages] if path.is_file() else []
+    """Write records beside those that the file holds already; a number that is measured again replaces the old one.
+
+    It is the same number where method, data, stage, metric and protocol are.
+    """
+    fresh = {(r.method, r.data, r.stage, x.metric, x.protocol) for r in records for x in r.results}
+    again = {(r.method, r.data, r.stage) for r in records if not r.results}
+    kept = []
+    for old in read(path) if path.is_file() else []:
+        of = (old.method, old.data, old.stage)
+        results = [x for x in old.results if (*of, x.metric, x.protocol) not in fresh]
+        if results or (not old.results and of not in again):
+            kept.append(dataclasses.replace(old, results=results))
     write([*kept, *records], path)
 
 

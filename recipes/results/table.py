@@ -18,6 +18,8 @@ from recipes import records
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 PROTOCOLS = ("linear", "logistic", "knn")
+BASELINES = ("raw pixels", "untrained encoder")  # measured for one preset, valid for all that share
+OF_BASELINES = ("data", "limit", "arch", "stem", "width", "initialisation")
 LARGEST = 1e100  # of a number in a table; squares of larger ones are infinite
 ELSEWHERE = ("transfer", "finetune", "detect", "segment", "analysis", "collapse")  # stages with a table of their own
 
@@ -139,13 +141,20 @@ def spread(values: Sequence[float], scale: float, digits: int) -> str:
 
 
 def markdown(found: Sequence[records.Record]) -> str:
-    """One table: a row for each method, with the commands, commits, hardware and dates below."""
+    """One table: a row for each method, with the commands, commits, hardware and dates below.
+
+    A method that several presets stand for has a row for each. ValueError where runs of one row differ in a setting.
+    """
     lines = [
         "| method | seeds | linear % | logistic % | kNN % | manipulation minus chance, nats | paper, linear % |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name in dict.fromkeys(record.method for record in found):
-        rows = [record for record in found if record.method == name]
+    rows_of: dict[tuple[str, str], list[records.Record]] = {}
+    for record in found:
+        rows_of.setdefault((record.method, "" if record.method in BASELINES else record.preset), []).append(record)
+    for (method, preset), rows in rows_of.items():
+        _check_alike(method, rows)
+        name = f"{method} ({preset})" if sum(other == method for other, _ in rows_of) > 1 else method
 
         def values(metric: str, protocol: str, rows: list[records.Record] = rows) -> list[float]:
             return [x.value for r in rows for x in r.results if x.metric == metric and x.protocol == protocol]
@@ -186,8 +195,9 @@ def speech(found: Sequence[records.Record]) -> str:
 def _check_alike(method: str, found: Sequence[records.Record]) -> None:
     """ValueError where records that a mean would be taken over differ in more than the seed."""
     first = found[0].settings
+    read = [key for key in (OF_BASELINES if method in BASELINES else first) if key not in ("seed", "resumed")]
     for record in found:
-        differ = [key for key in first if key not in ("seed", "resumed") and record.settings.get(key) != first[key]]
+        differ = [key for key in read if record.settings.get(key) != first.get(key)]
         if "precision" in differ and "auto" in (first["precision"], record.settings.get("precision")):
             differ.remove("precision")  # older records name no more than "auto"
         if differ and method not in ("majority", "MFCC"):

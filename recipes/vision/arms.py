@@ -45,7 +45,8 @@ METHODS: dict[Identity, dict[str, Any]] = {
         "projection_out": 2048,
     },
     # He et al. (2020), Chen et al. (2020): SGD 0.03 for each 256, decay 1e-4, tau 0.2, 128 dimensions; chosen: queue
-    # and momentum of peers' CIFAR runs, and S-TEC's head, which has BatchNorm where theirs has none.
+    # and momentum of peers' CIFAR runs, which here rises to 1 as BYOL's does, and S-TEC's head, which has BatchNorm
+    # where theirs has none.
     "moco": {
         "optimizer": "sgd",
         "lr": 0.03 * 1024 / 256,
@@ -56,7 +57,8 @@ METHODS: dict[Identity, dict[str, Any]] = {
         "lambda_id": 1.0,
         "projection_out": 128,
     },
-    # Zbontar et al. (2021): three layers, 0.0051, 0.2 for each 256; chosen: 2,048 dimensions, a tenth of the loss.
+    # Zbontar et al. (2021): three layers, 0.0051, 0.2 for each 256; chosen: 2,048 dimensions, a tenth of the loss, one
+    # rate for all (their code gives biases and BatchNorm 0.0048).
     "barlow": {
         "lr": 0.2 * 1024 / 256,
         "lambda_id": 0.1,

@@ -166,8 +166,8 @@ def main(argv: list[str]) -> int:
             check_writable(path.parent)
     grid, runs = plan(arguments)
     mine, images = share(runs, arguments.part), (arguments.train_images, arguments.test_images)
-    check_images(mine, images)
-    check(mine)
+    check_images(runs, images)  # all: the report takes those of other parts together with these
+    check(runs)
     run_all(mine, lambda run: work(run, images))
     summaries, found = summarise(grid, runs)
     show(summaries, COLUMNS)

@@ -16,13 +16,16 @@ import tyro
 from recipes import records
 from recipes.results.table import markdown
 from recipes.run import Outcome, check_writable
+from recipes.stopping import Stopped
 from recipes.terminal import say
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
-from recipes.vision.run import pretrain, read_config
+from recipes.vision.run import pretrain, read_config, to_plain
 
-DONE = "results.json"  # in a run's folder: it is trained and measured
+# In a run's folder: it is trained and measured as here. Other commands write their numbers into results.json.
+DONE = "measured.json"
+GO_ON = "interrupted; the same command goes on"
 Measure = Callable[[Config, Outcome, float | None], list[records.Record]]
 
 
@@ -82,17 +85,32 @@ def one_run(
     resume, done = begun(config, folder), folder / DONE
     if done.is_file():
         return records.read(done)
-    outcome = pretrain(config, folder, resume=resume, callbacks=callbacks)
+    try:
+        outcome = pretrain(config, folder, resume=resume, callbacks=callbacks)
+    except Stopped as stop:
+        say(GO_ON)
+        raise stop
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(GO_ON) from None
     found = measure(config, outcome, None if resume else outcome.seconds)  # a resumed run knows its last leg alone
     records.write(found, done)
     return found
 
 
+def untrained(config: Config) -> tuple[object, ...]:
+    """What the baselines of a configuration depend on: presets that share it share their baselines."""
+    encoder = (config.arch, config.stem, config.width, config.initialisation)
+    return (*encoder, config.data, config.limit, config.augmentation.size, config.seed)
+
+
 def baselines(config: Config, folder: Path) -> list[records.Record]:
-    """Raw pixels and the untrained encoder of this seed."""
-    done = folder / f"baselines-seed{config.seed}.json"
+    """Raw pixels and the untrained encoder of this seed; measured again where other settings were."""
+    done = folder / f"baselines-{config.preset}-seed{config.seed}.json"
     if done.is_file():
-        return records.read(done)
+        found = records.read(done)
+        wanted = to_plain(config)
+        if all(record.settings.get(name) == wanted[name] for record in found for name in wanted):
+            return found
     train, test = inputs.labelled_images(config)
     found = evaluate.baselines(config, train, test, PROTOCOLS)
     records.write(found, done)
@@ -109,7 +127,9 @@ def main() -> None:
         for name in arguments.presets:
             config = configure(arguments, name, seed)
             found += one_run(config, arguments.runs / f"{name}-seed{seed}")
-        found += baselines(configure(arguments, arguments.presets[0], seed), arguments.runs)
+        configs = [configure(arguments, name, seed) for name in arguments.presets]
+        for config in {untrained(config): config for config in reversed(configs)}.values():
+            found += baselines(config, arguments.runs)
     if arguments.out:
         records.write(found, arguments.out)
         say(f"written to {arguments.out}")
@@ -121,3 +141,5 @@ if __name__ == "__main__":
         main()
     except (ValueError, RuntimeError) as mistake:
         sys.exit(f"error: {mistake}")
+    except KeyboardInterrupt as interruption:
+        sys.exit(str(interruption) or GO_ON)

@@ -85,10 +85,14 @@ NAMES: dict[Identity, str] = {
 def method(config: Config) -> str:
     """What the tables call a configuration: S-TEC is SimCLR with actions, S-TEC* is ReLIC with actions."""
     name = NAMES[config.identity]
+    if config.identity in ("byol", "relic", "relicv2") and config.momentum is None:
+        name += " without momentum"
+    if config.identity in ("byol", "simsiam") and not config.stop_gradient:
+        name += " without stop-gradient"
     if config.lambda_manip == 0:
         return name + (", as released" if config.initialisation == "official" else "")
-    if config.identity == "simsiam" and config.action.startswith("augself"):
+    if config.identity == "simsiam" and config.action.startswith("augself") and config.manipulation == "regressed":
         return "AugSelf"  # Lee et al. (2021)
     regressed = "" if config.manipulation == "binned" else ", regressed"
-    stec = {"simclr": "S-TEC", "relic": "S-TEC*"}.get(config.identity, f"{name} +")
+    stec = {"SimCLR": "S-TEC", "ReLIC": "S-TEC*"}.get(name, f"{name} +")
     return f"{stec} {config.action}{regressed}"

@@ -26,6 +26,7 @@ from recipes.run import plain
 from recipes.terminal import say
 from recipes.vision import voc_runs
 from recipes.vision.finetune_loop import fit
+from recipes.vision.voc_encoders import Encoders, Source, sources
 from recipes.vision.voc_predictions import average_precision, draw_objects, find_objects
 from recipes.vision.voc_schedule import Schedule
 from stec.core.actions import step_seed
@@ -83,7 +84,7 @@ PRESETS = {
         Schedule(
             steps=400, batch_size=4, lr=0.03, warmup_steps=20, drops=(300, 370), precise_bn=30, workers=0, save_every=50
         ),
-        voc_runs.Encoders(arch="resnet18", stem="stl", width=16),
+        Encoders(arch="resnet18", stem="stl", width=16),
         config=Config(
             preset="bccd-small",
             train=("trainval",),
@@ -175,10 +176,10 @@ def detect(arguments: Arguments) -> list[Record]:
     config = arguments.config
     voc_runs.need_metrics()
     arguments.schedule.check()
-    found = voc_runs.sources(arguments.encoders)
+    found = sources(arguments.encoders)
     train, test = read_data(config, arguments.root)
 
-    def one(source: voc_runs.Source, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[list[Result], float]:
+    def one(source: Source, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[list[Result], float]:
         encoder = source.build(seed)
         torch.manual_seed(step_seed(seed, 0))  # the heads start alike, whatever the encoder's making drew
         model = build(encoder, config, len(train.classes))

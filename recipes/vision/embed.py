@@ -171,6 +171,7 @@ def embed(arguments: Arguments, folder: Path) -> list[records.Record]:
         unique = name if names.count(name) == 1 else f"{name}, {path.parent.parent.name}"
         rows.append(embed_picture.Row(unique, found.places, found.labels, found.in_features, found.in_embedding))
         record = record_of(config, results(found, images.classes), seconds=None, stage="analysis")
+        record = dataclasses.replace(record, data=first.data)
         settings = {
             "images": {"data": first.data, "n": len(images), "seed": arguments.seed, "views": plain(views.law)},
             "umap": {"version": version("umap-learn"), "n_neighbors": NEIGHBOURS, "min_dist": MIN_DIST},

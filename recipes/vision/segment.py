@@ -27,6 +27,7 @@ from recipes.run import plain
 from recipes.terminal import say
 from recipes.vision import voc_runs
 from recipes.vision.finetune_loop import fit
+from recipes.vision.voc_encoders import Encoders, Source, sources
 from recipes.vision.voc_predictions import draw_classes, find_classes, mean_iou
 from recipes.vision.voc_schedule import Schedule
 from stec.core.actions import step_seed
@@ -76,7 +77,7 @@ PRESETS = {
         Schedule(
             steps=240, batch_size=3, lr=0.02, warmup_steps=10, drops=(200,), precise_bn=20, workers=0, save_every=60
         ),
-        voc_runs.Encoders(arch="resnet18", stem="stl", width=16),
+        Encoders(arch="resnet18", stem="stl", width=16),
         config=Config(
             preset="labelme-small", train=("all",), test=("all",), same=True, crop=256, scale=(0.5, 1.0), channels=64
         ),
@@ -113,10 +114,10 @@ def segment(arguments: Arguments) -> list[Record]:
     config = arguments.config
     voc_runs.need_metrics()
     arguments.schedule.check()
-    found = voc_runs.sources(arguments.encoders)
+    found = sources(arguments.encoders)
     train, test = read_data(config, arguments.root)
 
-    def one(source: voc_runs.Source, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[list[Result], float]:
+    def one(source: Source, seed: int, folder: Path, settings: dict[str, Any]) -> tuple[list[Result], float]:
         encoder = source.build(seed)
         torch.manual_seed(step_seed(seed, 0))  # the head starts alike, whatever the encoder's making drew
         model = segmenter(

@@ -1,40 +1,20 @@
 """What detection and segmentation share around training: encoders from the command line, splits, runs and records."""
 
 import dataclasses
-import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import torch
 import tyro
-from safetensors.torch import load_file
-from torch import Tensor, nn
 
 from recipes import records
 from recipes.run import check_writable, plain
 from recipes.terminal import say, table
-from recipes.vision import networks
-from recipes.vision.config import method
 from recipes.vision.finetune_loop import write_settings
-from recipes.vision.run import from_plain, to_plain
+from recipes.vision.voc_encoders import Encoders, Source
 from recipes.vision.voc_schedule import Schedule
-from stec.core.checkpoints import load_checkpoint, load_weights
-from stec.vision.encoders import load_torchvision, resnet18, resnet50
 from stec.vision.voc_layout import Part
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoders:
-    """Which encoders to begin from; all of them are trained with the same budget."""
-
-    checkpoint: tuple[Path, ...] = ()  # files of pretraining runs' checkpoints folders
-    weights: tuple[Path, ...] = ()  # safetensors with torchvision's keys, of the architecture below
-    random: bool = False  # an untrained encoder too: of the first checkpoint's architecture, or of the one below
-    arch: Literal["resnet18", "resnet50"] = "resnet50"
-    stem: Literal["cifar", "stl", "imagenet"] = "imagenet"
-    width: int = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,91 +27,6 @@ class Arguments:
     seeds: tuple[int, ...] = (0,)
     out: Path | None = None  # a folder for all runs; runs/TASK-PRESET by default
     resume: bool = False  # keep finished runs and go on with interrupted ones
-
-
-class Source(NamedTuple):
-    """An encoder to begin from: the name of its run folders, that of its records, and a new one for each seed."""
-
-    name: str
-    method: str
-    settings: dict[str, Any]
-    build: Callable[[int], nn.Module]
-
-
-def sources(encoders: Encoders) -> list[Source]:
-    """The encoders that were asked for, their files read. ValueError where there is none, or a file does not fit."""
-    found = [_from_checkpoint(path) for path in encoders.checkpoint]
-    build = {"resnet18": resnet18, "resnet50": resnet50}[encoders.arch]
-    shape = {"arch": encoders.arch, "stem": encoders.stem, "width": encoders.width}
-
-    def plain_encoder(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return build(encoders.stem, width=encoders.width)
-
-    for path in encoders.weights:
-        encoder = plain_encoder(0)
-        try:
-            load_torchvision(encoder, _read_safetensors(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        known = {**shape, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        found.append(Source(path.stem, path.stem, known, lambda seed, encoder=encoder: encoder))  # type: ignore[misc]
-    if encoders.random:
-        found.append(_untrained(encoders.checkpoint[0]) if encoders.checkpoint else _named(shape, plain_encoder))
-    if not found:
-        raise ValueError("no encoder to begin from; give --checkpoint FILE, --weights FILE or --random")
-    names = [source.name for source in found]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two encoders have one name ({', '.join(names)}); rename a run's folder, or run them apart")
-    return found
-
-
-def _named(settings: dict[str, Any], build: Callable[[int], nn.Module]) -> Source:
-    return Source("untrained", "untrained encoder", settings, build)
-
-
-def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    """A run's configuration and its encoder's weights; nothing in the file is run."""
-    checkpoint = load_checkpoint(path)
-    if "image_size" not in checkpoint.record:
-        raise ValueError(f"{path} is no checkpoint of images; give one of recipes.vision.pretrain")
-    return from_plain(checkpoint.record["config"], None), checkpoint.part("encoder")
-
-
-def _from_checkpoint(path: Path) -> Source:
-    config, weights = _read_checkpoint(path)
-    encoder = networks.encoder(config)
-    load_weights(encoder, weights, source=path)
-    run = path.resolve().parent.parent.name
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()  # tells files of one name, and epochs of one run, apart
-    settings = {**_shape(config), "sha256": digest, "pretraining": to_plain(config)}
-    return Source(run, method(config), settings, lambda seed: encoder)
-
-
-def _untrained(path: Path) -> Source:
-    """An encoder as pretraining began with: of the same architecture and initialisation."""
-    config, _ = _read_checkpoint(path)
-
-    def build(seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return networks.encoder(config)
-
-    return _named({**_shape(config), "initialisation": config.initialisation}, build)
-
-
-def _shape(config: Any) -> dict[str, Any]:
-    return {"arch": config.arch, "stem": config.stem, "width": config.width}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError("there is no such file")
-    try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError, or whatever a damaged header gives
-        raise ValueError(
-            f"it is no safetensors file ({error}); stec.core.checkpoints.export_weights writes them"
-        ) from error
 
 
 def need_metrics() -> None:

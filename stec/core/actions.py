@@ -126,8 +126,11 @@ class Bins(nn.Module):
         super().__init__()
         if edges.ndim != 2 or edges.shape[1] < 1:
             raise ValueError(f"edges have shape {tuple(edges.shape)}; need (components, bins - 1), at least two bins")
-        if not bool((edges.diff(dim=1) > 0).all()):
-            raise ValueError("bin edges must rise strictly in every component; use fewer bins or another range")
+        if flat := (edges.diff(dim=1) <= 0).any(dim=1).nonzero().flatten().tolist():
+            raise ValueError(
+                f"{edges.shape[1] + 1} bins: their edges do not rise strictly in component {flat[0]}, where values "
+                "come more than once; use fewer bins or another range"
+            )
         self.register_buffer("edges", edges)
         # low and high of the released code's rule; empty where the edges alone decide
         self.register_buffer("affine", edges.new_empty(2, 0) if half_even is None else half_even)

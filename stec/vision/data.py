@@ -89,11 +89,12 @@ def balanced(labels: Int[Tensor, " n"], count: int, *, seed: int) -> Int[Tensor,
 def class_share(
     labels: Int[Tensor, " n"], share: float, *, classes: Sequence[str], seed: int
 ) -> Int[Tensor, " share_n"]:
-    """Rising indices of a share of the labelled items, as many of each class: few labels for semi-supervised learning.
+    """Rising indices of a share of the labelled items: few labels for semi-supervised learning.
 
-    Takes round(share * labelled items), the classes' counts differing by one at most; all of them where `share` is 1.
-    A function of (labels, share, seed) alone, and a smaller share lies within a larger one (see `balanced`). Raises
-    ValueError where that is fewer than one item a class, or more than a class has.
+    Takes round(share * labelled items), as many of each class, their counts differing by one at most; where a class has
+    too few for that, the share of every class, at least one item; all items where `share` is 1. A function of
+    (labels, share, seed) alone, and a smaller share of equal classes lies within a larger one (see `balanced`). Raises
+    ValueError where that is fewer than one item a class.
 
     >>> class_share(torch.tensor([0, 1, 0, 1, 0, 1, -1]), 1 / 3, classes=("cat", "dog"), seed=0)
     tensor([2, 5])
@@ -113,13 +114,16 @@ def class_share(
         )
     chosen = labelled[balanced(labels[labelled], count, seed=seed)]
     counts = labels[chosen].bincount(minlength=len(classes))
-    if int(counts.max() - counts.min()) > 1:
-        fewest = int(counts.argmin())
-        raise ValueError(
-            f"a share of {share:g} of {len(labelled)} labels is {count / len(classes):.3g} of each class, but "
-            f"{classes[fewest]} has {int(counts[fewest])}; take a smaller share, or give it more images"
-        )
-    return chosen
+    if int(counts.max() - counts.min()) <= 1:
+        return chosen
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for number in range(len(classes)):
+        own = (labels == number).nonzero()[:, 0]
+        if not len(own):
+            raise ValueError(f"no item of class {classes[number]} has a label; give labelled images of every class")
+        parts.append(own[torch.randperm(len(own), generator=generator)[: max(1, round(share * len(own)))]])
+    return torch.cat(parts).sort().values
 
 
 def cifar10(root: str | Path, *, train: bool, download: bool = False) -> ImageSet:

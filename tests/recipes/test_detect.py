@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
 from recipes import records
-from recipes.vision import detect, networks, voc_runs
+from recipes.vision import detect, networks, voc_encoders
 from recipes.vision.finetune_loop import fit
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import to_plain
@@ -150,7 +150,7 @@ def arguments(root: Path, out: Path, **changes: object) -> detect.Arguments:
         "rois": 16,
         "roi_size": 4,
     }
-    rest: dict[str, object] = {"encoders": voc_runs.Encoders(random=True, arch="resnet18", stem="stl", width=4)}
+    rest: dict[str, object] = {"encoders": voc_encoders.Encoders(random=True, arch="resnet18", stem="stl", width=4)}
     base = detect.PRESETS["bccd-small"]
     for name, value in changes.items():
         part = schedule if hasattr(base.schedule, name) else config if hasattr(base.config, name) else rest
@@ -231,7 +231,7 @@ def test_a_finished_run_of_another_encoder_or_other_settings_is_refused(root: Pa
     def from_file(seed: int, **changes: object) -> detect.Arguments:
         torch.manual_seed(seed)
         export_weights(torchvision_state_dict(resnet18("stl", width=4)), tmp_path / "mine.safetensors")
-        given = voc_runs.Encoders(weights=(tmp_path / "mine.safetensors",), arch="resnet18", stem="stl", width=4)
+        given = voc_encoders.Encoders(weights=(tmp_path / "mine.safetensors",), arch="resnet18", stem="stl", width=4)
         short = {"steps": 2, "drops": (), "precise_bn": 0, "encoders": given, **changes}
         return arguments(root, tmp_path / "out", **short)
 
@@ -291,8 +291,8 @@ def checkpoint(path: Path, **changes: object) -> tuple[Path, nn.Module]:
 
 def test_both_encoders_run_with_the_same_budget(root: Path, tmp_path: Path) -> None:
     path, encoder = checkpoint(tmp_path / "my-run" / "checkpoints" / "step=1.ckpt")
-    encoders = voc_runs.Encoders(checkpoint=(path,), random=True)
-    pretrained, untrained = voc_runs.sources(encoders)
+    encoders = voc_encoders.Encoders(checkpoint=(path,), random=True)
+    pretrained, untrained = voc_encoders.sources(encoders)
     for name, value in pretrained.build(0).state_dict().items():
         assert torch.equal(value, encoder.state_dict()[name])
     assert untrained.build(1).conv1.weight.shape == encoder.conv1.weight.shape  # type: ignore[union-attr]
@@ -308,19 +308,29 @@ def test_both_encoders_run_with_the_same_budget(root: Path, tmp_path: Path) -> N
 def test_weights_with_torchvision_s_keys(tmp_path: Path) -> None:
     encoder = resnet18("stl", width=4)
     export_weights(torchvision_state_dict(encoder), tmp_path / "mine.safetensors")
-    given = voc_runs.Encoders(weights=(tmp_path / "mine.safetensors",), arch="resnet18", stem="stl", width=4)
-    (source,) = voc_runs.sources(given)
+    given = voc_encoders.Encoders(weights=(tmp_path / "mine.safetensors",), arch="resnet18", stem="stl", width=4)
+    (source,) = voc_encoders.sources(given)
     assert (source.name, source.method) == ("mine", "mine")
     assert torch.equal(source.build(0).layer4[1].conv2.weight, encoder.layer4[1].conv2.weight)  # type: ignore[index, union-attr]
     with pytest.raises(ValueError, match=r"mine.safetensors: .* is .*another stem or width"):
-        voc_runs.sources(dataclasses.replace(given, width=8))
+        voc_encoders.sources(dataclasses.replace(given, width=8))
+    built = {"arch": "resnet18", "stem": "stl", "width": "4"}  # as exports say of themselves
+    (tmp_path / "mine").mkdir()
+    exported = tmp_path / "mine" / "encoder.safetensors"
+    export_weights(torchvision_state_dict(encoder), exported, metadata=built)
+    (source,) = voc_encoders.sources(voc_encoders.Encoders(weights=(exported,)))
+    assert (source.name, source.settings["stem"], source.settings["width"]) == ("mine", "stl", 4)
+    assert isinstance(source.build(0).maxpool, nn.Identity)
+    export_weights(torchvision_state_dict(encoder), exported, metadata={**built, "width": "64"})
+    with pytest.raises(ValueError, match="header names width '64', which its first convolution has not"):
+        voc_encoders.sources(voc_encoders.Encoders(weights=(exported,)))
     (tmp_path / "torn.safetensors").write_bytes(b"\x08\x00\x00")
     with pytest.raises(ValueError, match=r"torn.safetensors: it is no safetensors file"):
-        voc_runs.sources(dataclasses.replace(given, weights=(tmp_path / "torn.safetensors",)))
+        voc_encoders.sources(dataclasses.replace(given, weights=(tmp_path / "torn.safetensors",)))
     with pytest.raises(ValueError, match=r"none.safetensors: there is no such file"):
-        voc_runs.sources(dataclasses.replace(given, weights=(tmp_path / "none.safetensors",)))
+        voc_encoders.sources(dataclasses.replace(given, weights=(tmp_path / "none.safetensors",)))
     with pytest.raises(ValueError, match="two encoders have one name"):
-        voc_runs.sources(dataclasses.replace(given, weights=given.weights * 2))
+        voc_encoders.sources(dataclasses.replace(given, weights=given.weights * 2))
 
 
 class Code:
@@ -339,12 +349,12 @@ def test_a_checkpoint_that_holds_code_is_refused_unrun(
     assert Path("ran").exists()
     Path("ran").unlink()
     torch.save({"state_dict": {}, "global_step": 1, "stec": {"format": 1, "record": Code()}}, "code.ckpt")
-    encoders = voc_runs.Encoders(checkpoint=(Path("code.ckpt"),))
+    encoders = voc_encoders.Encoders(checkpoint=(Path("code.ckpt"),))
     with pytest.raises(ValueError, match=r"code.ckpt (holds code|is torn)"):
         detect.detect(arguments(root, tmp_path / "out", encoders=encoders))
     assert not Path("ran").exists()
     with pytest.raises(ValueError, match=r"code.ckpt: it is no safetensors file"):
-        voc_runs.sources(voc_runs.Encoders(weights=(Path("code.ckpt"),)))
+        voc_encoders.sources(voc_encoders.Encoders(weights=(Path("code.ckpt"),)))
     assert not Path("ran").exists()
 
 

@@ -1,11 +1,12 @@
 """The tables that records make: the paper's value beside the right row, and a table for what encoders do elsewhere."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from recipes.records import Record, Result
-from recipes.results.table import outcomes, paper_value
+from recipes.records import Record, Result, read, update
+from recipes.results.table import markdown, outcomes, paper_value
 from recipes.vision import presets
 from recipes.vision.config import method as config_method
 
@@ -47,3 +48,39 @@ def test_what_an_encoder_does_elsewhere_has_a_table_of_its_own() -> None:
         "| S-TEC exact | 2 | 60.0 ± 14.1 | 0.25 |  |",
         "| SimCLR | 1 |  |  | 30.5 |",
     ]
+
+
+def test_presets_of_one_method_have_rows_of_their_own() -> None:
+    def of(preset: str, value: float, **settings: object) -> Record:
+        found = [Result("accuracy", value, "linear")]
+        return dataclasses.replace(RECORD, preset=preset, settings=dict(settings), results=found)
+
+    lines = markdown([of("small-simclr", 0.5), of("tiny-simclr", 0.7)]).splitlines()
+    assert lines[2].startswith("| SimCLR (small-simclr) | 1 | 50.0 |")
+    assert lines[3].startswith("| SimCLR (tiny-simclr) | 1 | 70.0 |")
+    with pytest.raises(ValueError, match="runs of SimCLR differ in epochs"):
+        markdown([of("tiny-simclr", 0.5, epochs=1), of("tiny-simclr", 0.7, epochs=2)])
+
+
+def test_a_number_that_is_measured_again_replaces_itself_alone(tmp_path: Path) -> None:
+    def of(protocol: str, value: float, **changes: object) -> Record:
+        found = [Result("accuracy", value, protocol)]
+        return dataclasses.replace(RECORD, results=found, **changes)  # type: ignore[arg-type]
+
+    path = tmp_path / "results.json"
+    both = dataclasses.replace(RECORD, results=[*of("linear", 0.5).results, *of("knn", 0.4).results])
+    update([both, of("linear", 0.1, method="raw pixels")], path)
+    update([of("online", 0.3)], path)
+    update([of("linear", 0.6, commit="later")], path)
+    update([of("linear", 0.7, data="other")], path)
+    update([of("linear", 0.8, stage="pretrain")], path)
+    found = {(r.method, r.data, r.stage, x.protocol): (x.value, r.commit) for r in read(path) for x in r.results}
+    plain = ("SimCLR", "folder", "evaluate")
+    assert found == {
+        (*plain, "knn"): (0.4, "commit"),
+        ("raw pixels", "folder", "evaluate", "linear"): (0.1, "commit"),
+        (*plain, "online"): (0.3, "commit"),
+        (*plain, "linear"): (0.6, "later"),
+        ("SimCLR", "other", "evaluate", "linear"): (0.7, "commit"),
+        ("SimCLR", "folder", "pretrain", "linear"): (0.8, "commit"),
+    }

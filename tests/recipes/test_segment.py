@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from recipes import records
-from recipes.vision import segment, voc_runs
+from recipes.vision import segment, voc_encoders
 from recipes.vision.voc_predictions import mean_iou
 from stec.vision.voc_layout import VOC_CLASSES
 from stec.vision.voc_masks import IGNORE
@@ -111,7 +111,7 @@ def arguments(
         schedule=dataclasses.replace(
             base.schedule, steps=steps, lr=lr, warmup_steps=1, drops=(), precise_bn=2, save_every=2, check_every=2
         ),
-        encoders=voc_runs.Encoders(random=True, arch="resnet18", stem="stl", width=width),
+        encoders=voc_encoders.Encoders(random=True, arch="resnet18", stem="stl", width=width),
         config=dataclasses.replace(base.config, **{**data, **config}),  # type: ignore[arg-type]
         root=root,
         out=out,

@@ -303,7 +303,7 @@ def swept(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which two parts have each done one run, of K = 4 and K = 6; the second wrote the results."""
     folder = tmp_path_factory.mktemp("sweep")
     assert sweep.main(command(images, folder, "bins=4,6", more=("--part", "1/2"))) == 0
-    assert len(list((folder / "runs").glob("*/*/results.json"))) == 1
+    assert len(list((folder / "runs").glob("*/*/measured.json"))) == 1
     more = ("--part", "2/2", "--out", str(folder / "all.json"), "--plot", str(folder / "all.png"))
     assert sweep.main(command(images, folder, "bins=4,6", more=more)) == 0
     return folder
@@ -344,7 +344,7 @@ def test_finished_runs_are_kept(swept: Path, words: Words, capsys: pytest.Captur
 def test_one_run_is_not_repeated(swept: Path) -> None:
     before = written(swept / "runs")
     folder = next((swept / "runs").glob("*/*bins=4,seed=0"))
-    assert compare.one_run(read_config(folder), folder) == records.read(folder / "results.json")
+    assert compare.one_run(read_config(folder), folder) == records.read(folder / "measured.json")
     assert written(swept / "runs") == before
 
 
@@ -353,6 +353,39 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(swept: Path, words: W
     with pytest.raises(ValueError, match=r"bins=4: .*other settings \(limit 64 there, 60 here\); give another --runs"):
         sweep.main([word if word != "64" else "60" for word in words(swept, "bins=4,6")])
     assert written(swept / "runs") == before
+
+
+def test_numbers_of_other_commands_are_not_the_sweeps(swept: Path, words: Words, tmp_path: Path) -> None:
+    """What `evaluate` leaves in a run's folder, baselines and all, makes it neither done nor part of a mean."""
+    folder = next((swept / "runs").glob("*/*bins=4,seed=0"))
+    (own,) = records.read(folder / "measured.json")
+    stranger = dataclasses.replace(own, method="raw pixels", results=[records.Result("accuracy", 0.1, "linear")])
+    records.update([stranger], folder / "results.json")
+    arguments = sweep.tyro.cli(sweep.Arguments, args=words(swept, "bins=4,6"))
+    found, _ = summary.summarise(*sweep.plan(arguments))
+    assert found[0].seeds == [0]
+    assert found[0].metrics["accuracy, linear"].values == [own.results[0].value]
+    untouched = tmp_path / "runs" / folder.parent.name / folder.name
+    untouched.mkdir(parents=True)
+    records.write([stranger], untouched / "results.json")
+    arguments = sweep.tyro.cli(sweep.Arguments, args=words(tmp_path, "bins=4,6"))
+    assert summary.summarise(*sweep.plan(arguments))[0][0].missing == [0]
+
+
+def test_parts_with_other_settings_are_not_mixed(swept: Path, words: Words) -> None:
+    line = [word if word != "1" else "2" for word in words(swept, "bins=4,6,8")]
+    line[line.index("--seeds") + 1] = "1"
+    with pytest.raises(ValueError, match=r"bins=4: .*other settings \(epochs 1 there, 2 here"):
+        sweep.main([*line, "--part", "3/3"])  # whose own run is none of those that are done
+
+
+def test_an_interruption_says_how_to_go_on(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("interrupted; go on with --resume FOLDER")
+
+    monkeypatch.setattr(compare, "pretrain", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; the same command goes on$"):
+        sweep.main(words(tmp_path, "bins=4,6"))
 
 
 def test_an_interrupted_sweep_goes_on(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,11 +405,11 @@ def test_an_interrupted_sweep_goes_on(words: Words, tmp_path: Path, monkeypatch:
         sweep.main(words(tmp_path, "bins=4,6"))
     first, second = (next((tmp_path / "runs").glob(f"*/*bins={k},seed=0")) for k in (4, 6))
     before = written(first) | written(second / "checkpoints")
-    assert not (second / "results.json").exists()
+    assert not (second / "measured.json").exists()
     assert sweep.main(words(tmp_path, "bins=4,6")) == 0
     assert len(calls) == 3  # the second was trained to its end before, and only probed now
     assert written(first) | written(second / "checkpoints") == before
-    (record,) = records.read(second / "results.json")
+    (record,) = records.read(second / "measured.json")
     assert record.seconds is None  # of a run that was taken up
     assert record.results[0].metric == "accuracy"
 
