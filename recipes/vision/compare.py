@@ -45,11 +45,13 @@ class Arguments:
 def configure(arguments: Arguments, name: str, seed: int) -> Config:
     """A preset with the arguments' overrides."""
     config = preset(name)
+    epochs = arguments.epochs or config.epochs
     return dataclasses.replace(
         config,
         seed=seed,
         root=arguments.root,
-        epochs=arguments.epochs or config.epochs,
+        epochs=epochs,
+        warmup_epochs=min(config.warmup_epochs, epochs - 1),  # it ends before they do
         limit=arguments.limit or config.limit,
     )
 

@@ -95,7 +95,10 @@ def draw_views(images: ImageSet, law: Augmentation, *, seed: int) -> Views:
 
 
 def test_images(arguments: Arguments, config: Config) -> tuple[ImageSet, Config]:
-    """The test images to embed, and where they lie. ValueError where they are not of one size, or not labelled."""
+    """The test images to embed, and where they lie; those of many sizes are cut to the size of the law's views.
+
+    ValueError where they are not labelled, too many for the memory, or of many sizes and the law has none.
+    """
     # No training image is of use here: one stands for all.
     wanted = evaluate.Arguments(arguments.checkpoint[0], root=arguments.root, data=arguments.data, limit=1)
     config = evaluate.data_of(wanted, config)
@@ -103,8 +106,13 @@ def test_images(arguments: Arguments, config: Config) -> tuple[ImageSet, Config]
     if arguments.n < len(source):
         source = source.subset(arguments.n, seed=0)
     images = inputs.read(config, source).images
+    if not isinstance(images, ImageSet) and config.augmentation.size:
+        images = inputs.read(config, source, size=config.augmentation.size).images
     if not isinstance(images, ImageSet):
-        raise ValueError("images of one size are embedded, from memory: name others by --root, or give a smaller --n")
+        raise ValueError(
+            "these images are of many sizes, and the checkpoint's views have the size of their images, or there are "
+            "too many for the memory: name others by --root, or give a smaller --n"
+        )
     if len(images) < LEAST:
         raise ValueError(f"{len(images)} images are too few for an embedding; give at least --n {LEAST}")
     return images, config

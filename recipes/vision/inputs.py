@@ -149,15 +149,15 @@ def labelled_sources(config: Config) -> tuple[Images, Images]:
     return train, test
 
 
-def read(config: Config, images: Images, progress: Progress | None = None) -> Inputs:
-    """Files decoded into memory where they fit; what lies there already, or in shards, as it is."""
+def read(config: Config, images: Images, progress: Progress | None = None, *, size: int | None = None) -> Inputs:
+    """Files decoded into memory where they fit, cut to squares of `size` if given; others stay as they are."""
     if isinstance(images, ImageSet):
         return Inputs(images, f"{len(images):,} images")
     if isinstance(images, ShardedImages):
         count = len(images.source.index.shards)
         unlabelled = "" if images.classes else ", unlabelled"
         return Inputs(images, f"{len(images):,} images, streamed from {count:,} shards{unlabelled}")
-    return _in_memory(config, images, None, progress)
+    return _in_memory(config, images, size, progress)
 
 
 def _labelled_shards(config: Config) -> tuple[ShardedImages, ShardedImages]:

@@ -202,15 +202,20 @@ def test_without_umap_the_extra_is_named_before_anything_is_read(
         embed.embed(embed.Arguments((tmp_path / "nowhere.ckpt",)), tmp_path)
 
 
-def test_images_of_many_sizes_are_refused(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:
+def test_images_of_many_sizes_are_cut_to_that_of_the_views(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:
     for split in ("train", "test"):
         for i, size in enumerate([(40, 50), (64, 36)]):
             folder = tmp_path / split / f"class{i}"
             folder.mkdir(parents=True)
-            Image.new("RGB", size).save(folder / "x.png")
+            for k in range(6):
+                Image.new("RGB", size).save(folder / f"{k}.png")
     arguments = embed.Arguments(checkpoints, root=tmp_path, data="folder")
-    with pytest.raises(ValueError, match="images of one size are embedded"):
-        embed.test_images(arguments, load_learner(checkpoints[0])[1])
+    config = load_learner(checkpoints[0])[1]
+    with pytest.raises(ValueError, match="these images are of many sizes"):
+        embed.test_images(arguments, config)
+    sized = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, size=24))
+    images, _ = embed.test_images(arguments, sized)
+    assert images.images.shape == (12, 3, 24, 24)
 
 
 def test_too_few_images(checkpoints: tuple[Path, ...]) -> None:
