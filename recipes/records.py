@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -60,7 +61,8 @@ def command() -> str:
 def _without_folders(word: str) -> str:
     """A word of the command line with paths cut to their last part: --root=/a/b and /a/b/step=8.ckpt alike."""
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    return flag + equals + (Path(value).name or "." if os.sep in value else value)
+    fraction = re.fullmatch(r"\d+/\d+", value)  # --part 1/2 is no path
+    return flag + equals + (Path(value).name or "." if os.sep in value and not fraction else value)
 
 
 def commit() -> str:

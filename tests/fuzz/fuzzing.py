@@ -35,7 +35,7 @@ class TooSlow(BaseException):
 
 def targets() -> list[Target]:
     """Those of all test modules of this folder."""
-    sys.path[1:1] = [str(HERE.parent), str(HERE.parents[1])]  # what tests share, and hubconf
+    sys.path[1:1] = [str(HERE.parent), str(HERE.parents[1])]  # what tests share
     modules = [importlib.import_module(path.stem) for path in sorted(HERE.glob("test_fuzz_*.py"))]
     return [target for module in modules for target in module.TARGETS]
 

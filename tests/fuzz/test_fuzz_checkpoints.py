@@ -1,6 +1,7 @@
 """Checkpoints of others and ours: pickles that would run code, archives that swell, tensors that are not there."""
 
 import collections
+import importlib.util
 import os
 import pickle
 import struct
@@ -14,12 +15,15 @@ import torch
 from mutations import BINARY, Target, address_space, check, mutated, refusing
 from safetensors.torch import save as save_safetensors
 
-import hubconf
 from stec.core.checkpoints import load_checkpoint
 from stec.core.inert import InertUnpickler, plain
 from stec.core.torch_files import TorchFile, refuse_compressed
 from stec.vision.official import read_official
 
+_SPEC = importlib.util.spec_from_file_location("hubconf", Path(__file__).parents[2] / "hubconf.py")
+assert _SPEC is not None and _SPEC.loader is not None  # noqa: PT018
+hubconf = importlib.util.module_from_spec(_SPEC)  # a file beside the package, which is not installed
+_SPEC.loader.exec_module(hubconf)
 RAN = Path("ran")  # what a pickle of `Runs` would leave; no test's folder has it
 
 

@@ -159,6 +159,8 @@ def test_the_recorded_command_leaves_folders_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", words)
     assert "alice/" not in records.command()
     assert "--root=data --checkpoint step=8.ckpt --out alice" in records.command()
+    monkeypatch.setattr(sys, "argv", ["x", "--part", "1/2"])
+    assert records.command().endswith("--part 1/2")
 
 
 def test_lars_without_decay_is_refused_since_it_would_adapt_nothing() -> None:
