@@ -1,7 +1,7 @@
 """A training step of every identity model beside the passes of its encoder on the same batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from recipes import records
 from recipes.bench.turns import in_turn
 from recipes.vision import networks
 from recipes.vision.config import Config, method
-from recipes.vision.presets import METHODS, STEC, preset
+from recipes.vision.presets import METHODS, STEC, Identity, preset
 from recipes.vision.run import optimizer_factory
 from stec.core.actions import ViewPair
 from stec.core.networks import MomentumEncoder
@@ -18,9 +18,9 @@ from stec.core.objective import Features, encode
 from stec.core.optim import by_kind, parameter_groups
 
 
-def presets(width: int) -> list[Config]:
-    """CIFAR-10's row of every identity model, alone and with actions."""
-    ends = [end for name in METHODS for end in (name, STEC.get(name, f"{name}-stec"))]
+def presets(width: int, identities: Sequence[Identity] = ()) -> list[Config]:
+    """CIFAR-10's row of these identity models (of every one by default), alone and with actions."""
+    ends = [end for name in identities or METHODS for end in (name, STEC.get(name, f"{name}-stec"))]
     return [dataclasses.replace(preset(f"cifar10-resnet18-{end}"), width=width) for end in ends]
 
 
@@ -73,11 +73,11 @@ def step_and_passes(config: Config, batch: int, precision: torch.dtype | None) -
     return step, passes
 
 
-def methods(width: int, batch: int, rounds: int) -> list[records.Result]:
-    """For every identity model, alone and with actions: seconds of a step over those of its encoder passes."""
+def methods(width: int, batch: int, rounds: int, identities: Sequence[Identity] = ()) -> list[records.Result]:
+    """For these identity models, alone and with actions: seconds of a step over those of its encoder passes."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = []
-    for config in presets(width):
+    for config in presets(width, identities):
         step, passes = step_and_passes(config, batch, torch.bfloat16)
         seconds = in_turn({"step": step, "passes": passes}, rounds)
         details: dict[str, object] = {f"{name}, s": round(value, 4) for name, value in seconds.items()}

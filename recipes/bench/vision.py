@@ -28,7 +28,7 @@ from recipes.bench.views import measure
 from recipes.run import check_writable
 from recipes.terminal import say, table
 from recipes.vision import networks
-from recipes.vision.presets import preset
+from recipes.vision.presets import Identity, preset
 from recipes.vision.run import optimizer_factory
 from stec.core.losses import nt_xent
 from stec.core.objective import STECObjective, encode
@@ -41,6 +41,7 @@ class Arguments:
     """What to measure."""
 
     parts: tuple[Literal["views", "step", "methods", "loss"], ...] = ("views", "step", "methods", "loss")
+    identities: tuple[Identity, ...] = ()  # of the part "methods"; every one by default
     folder_32: Path | None = None  # a folder of images of 32 pixels for the views; rendered ones without
     folder_96: Path | None = None  # of 96 pixels
     compiled: bool = False  # also the compiled views, which take a minute to compile
@@ -171,7 +172,7 @@ def main() -> None:
     if "step" in arguments.parts:
         results += [*step(arguments, None), *step(arguments, torch.bfloat16)]
     if "methods" in arguments.parts:
-        results += methods(arguments.width, arguments.batch, arguments.rounds)
+        results += methods(arguments.width, arguments.batch, arguments.rounds, arguments.identities)
     if "loss" in arguments.parts:
         results += loss(arguments)
     after, elapsed = processor_seconds(), time.perf_counter() - start
