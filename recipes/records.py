@@ -136,6 +136,13 @@ def write(records: Sequence[Record], path: Path) -> None:
 
 
 def update(records: Sequence[Record], path: Path) -> None:
+    """Write records beside those of other stages that the file holds already, in place of those of the same stage."""
+    stages = {record.stage for record in records}
+    kept = [record for record in read(path) if record.stage not in stages] if path.is_file() else []
+    write([*kept, *records], path)
+
+
+def merge(records: Sequence[Record], path: Path) -> None:
     """Write records beside those that the file holds already; a number that is measured again replaces the old one.
 
     It is the same number where method, data, stage, metric and protocol are.

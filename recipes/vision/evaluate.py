@@ -164,7 +164,7 @@ def main() -> None:
     out = arguments.out or arguments.checkpoint.parent.parent / "results.json"
     check_writable(out.parent)
     done = evaluate(arguments)
-    records.update(done, out)
+    records.merge(done, out)
     table(["", *arguments.protocols], [accuracies(r, arguments.protocols) for r in done], title="accuracy, %")
     for result in done[-1].results:
         if result.metric.startswith("manipulation"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.records import Record, Result, read, update
+from recipes.records import Record, Result, merge, read
 from recipes.results.table import markdown, outcomes, paper_value
 from recipes.vision import presets
 from recipes.vision.config import method as config_method
@@ -69,11 +69,11 @@ def test_a_number_that_is_measured_again_replaces_itself_alone(tmp_path: Path) -
 
     path = tmp_path / "results.json"
     both = dataclasses.replace(RECORD, results=[*of("linear", 0.5).results, *of("knn", 0.4).results])
-    update([both, of("linear", 0.1, method="raw pixels")], path)
-    update([of("online", 0.3)], path)
-    update([of("linear", 0.6, commit="later")], path)
-    update([of("linear", 0.7, data="other")], path)
-    update([of("linear", 0.8, stage="pretrain")], path)
+    merge([both, of("linear", 0.1, method="raw pixels")], path)
+    merge([of("online", 0.3)], path)
+    merge([of("linear", 0.6, commit="later")], path)
+    merge([of("linear", 0.7, data="other")], path)
+    merge([of("linear", 0.8, stage="pretrain")], path)
     found = {(r.method, r.data, r.stage, x.protocol): (x.value, r.commit) for r in read(path) for x in r.results}
     plain = ("SimCLR", "folder", "evaluate")
     assert found == {

@@ -360,7 +360,7 @@ def test_numbers_of_other_commands_are_not_the_sweeps(swept: Path, words: Words,
     folder = next((swept / "runs").glob("*/*bins=4,seed=0"))
     (own,) = records.read(folder / "measured.json")
     stranger = dataclasses.replace(own, method="raw pixels", results=[records.Result("accuracy", 0.1, "linear")])
-    records.update([stranger], folder / "results.json")
+    records.merge([stranger], folder / "results.json")
     arguments = sweep.tyro.cli(sweep.Arguments, args=words(swept, "bins=4,6"))
     found, _ = summary.summarise(*sweep.plan(arguments))
     assert found[0].seeds == [0]
