@@ -102,6 +102,19 @@ def test_a_collapsed_embedding_has_variance_term_099_and_no_covariance() -> None
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize(("n", "f"), [(2, 5), (5, 10), (5, 9), (6, 20)])
+def test_few_rows_of_many_dimensions_against_the_loop(n: int, f: int) -> None:
+    """By products of rows where n is at most half of f, and by the covariance beyond."""
+    z = (torch.linspace(0.3, 1.7, f) * random(n, f)).requires_grad_()
+    same_with_gradients(covariance_penalty(z), loop_penalty(z), [z])
+    assert torch.autograd.gradcheck(covariance_penalty, z)
+
+
+def test_few_rows_in_float32_lose_no_more_than_rounding() -> None:
+    z = random(64, 256) * torch.logspace(-2, 1, 256, dtype=torch.float64)  # few dimensions have most of the variance
+    torch.testing.assert_close(covariance_penalty(z.float()).double(), covariance_penalty(z), rtol=1e-5, atol=0)
+
+
 def test_a_white_embedding_costs_nothing() -> None:
     z = white(32, 6)
     torch.testing.assert_close(z.T.cov(), torch.eye(6, dtype=torch.float64))

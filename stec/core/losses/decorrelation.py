@@ -39,7 +39,13 @@ def covariance_penalty(z: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
     with torch.autocast(device_type=z.device.type, enabled=False):
         wide = z.to(torch.promote_types(z.dtype, torch.float32))
         centred = wide - wide.mean(dim=0)
-        covariance = centred.T @ centred / (len(z) - 1)
+        n, f = centred.shape
+        if 2 * n <= f:
+            # Products of rows have the same squares in all as the covariance, at n over f of the cost. Of so few rows no
+            # covariance is diagonal: with equal variances the rest is at least half of all, so that little is lost.
+            total, diagonal = (centred @ centred.T).square().sum(), centred.square().sum(dim=0).square().sum()
+            return (total - diagonal) / ((n - 1) ** 2 * f)
+        covariance = centred.T @ centred / (n - 1)
         # In place, and not total minus diagonal: that would leave rounding, even a negative one, where all is white.
         return covariance.fill_diagonal_(0.0).square().sum() / z.shape[1]
 
