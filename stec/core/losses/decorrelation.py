@@ -41,7 +41,7 @@ def covariance_penalty(z: Float[Tensor, "n f"]) -> Float[Tensor, ""]:
         centred = wide - wide.mean(dim=0)
         n, f = centred.shape
         if 2 * n <= f:
-            # Products of rows have the same squares in all as the covariance, at n over f of the cost. Of so few rows no
+            # Products of rows have the same squares in all as the covariance, at n over f of the cost. Of few rows no
             # covariance is diagonal: with equal variances the rest is at least half of all, so that little is lost.
             total, diagonal = (centred @ centred.T).square().sum(), centred.square().sum(dim=0).square().sum()
             return (total - diagonal) / ((n - 1) ** 2 * f)
