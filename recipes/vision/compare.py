@@ -89,9 +89,9 @@ def one_run(
         return records.read(done)
     try:
         outcome = pretrain(config, folder, resume=resume, callbacks=callbacks)
-    except Stopped as stop:
+    except Stopped:
         say(GO_ON)
-        raise stop
+        raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(GO_ON) from None
     found = measure(config, outcome, None if resume else outcome.seconds)  # a resumed run knows its last leg alone
