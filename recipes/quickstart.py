@@ -5,7 +5,6 @@ untrained encoder, and draws what the inverse model reads off pairs of views. Wr
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import tyro
 
 from recipes import records
 from recipes.run import make_folder
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions
 from recipes.vision.pairs import draw_pairs
@@ -100,7 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError)

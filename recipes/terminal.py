@@ -1,6 +1,7 @@
 """Lines and small tables for a person. Apart from recipes.progress, which takes lightning's seconds to import."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -35,3 +36,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -
     for row in rows:
         grid.add_row(*map(visible, row))
     CONSOLE.print(grid, width=max(needed, CONSOLE.width), crop=False)
+
+
+def command(main: Callable[[], object], *further: type[Exception], interrupted: str = "interrupted") -> None:
+    """Run a command line: a ValueError, or one of `further`, ends it in one line and status 1, without a traceback.
+
+    So does Ctrl+C, with what was raised for it or else `interrupted`. Messages can hold names of files and their
+    words: they are shown, not obeyed.
+    """
+    try:
+        main()
+    except (ValueError, *further) as mistake:
+        sys.exit(visible(f"error: {mistake}"))
+    except KeyboardInterrupt as interruption:
+        sys.exit(visible(str(interruption) or interrupted))

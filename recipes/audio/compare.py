@@ -10,7 +10,6 @@ utterances and seeds.
 import dataclasses
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from recipes.audio.presets import Config, method, preset
 from recipes.audio.run import check_config, load_learner, precision, pretrain, read_config, record_of
 from recipes.results.table import speech
 from recipes.run import check_writable, last_checkpoint
-from recipes.terminal import say
+from recipes.terminal import command, say
 from stec.audio.corpus import Corpus
 from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import paired_bootstrap
@@ -226,7 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError)

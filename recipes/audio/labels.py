@@ -9,14 +9,13 @@ recipes.audio.phones takes both.
 """
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-from recipes.terminal import say
+from recipes.terminal import command, say
 from stec.audio.corpus import Corpus
 from stec.audio.labels import Intervals, read_ctm, read_textgrid
 from stec.audio.phones import SILENCE, SILENCES, Inventory, frame_labels, write_cpc_labels
@@ -137,9 +136,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted")
+    command(main)

@@ -10,7 +10,6 @@ encoder. Numbers go into the run's results.json, correct frames by utterance int
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
 from recipes.results.table import PUBLISHED_SPEECH
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.phones import CONVENTIONS, Alignment, Inventory, read_cpc_labels
@@ -276,7 +275,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError)

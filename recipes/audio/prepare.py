@@ -10,7 +10,6 @@ interrupted goes on with the same command; on unchanged files nothing is done.
 
 import dataclasses
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Literal, Self
@@ -18,7 +17,7 @@ from typing import Literal, Self
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.terminal import CONSOLE, say
+from recipes.terminal import CONSOLE, command, say
 from stec.audio.corpus import Corpus
 from stec.audio.preparing import Prepared, prepare
 from stec.audio.sources import AudioFile, download_librispeech, find_audio
@@ -118,9 +117,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted")
+    command(main)

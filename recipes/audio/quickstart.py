@@ -6,7 +6,6 @@ MFCC and the untrained encoder, and draws what was read. Writes runs/quickstart-
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from recipes.audio import phones, speakers
 from recipes.audio.presets import preset
 from recipes.audio.run import pretrain
 from recipes.run import make_folder
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from stec.audio.espeak import version
 from stec.audio.preparing import prepare
 from stec.audio.sources import find_audio
@@ -108,7 +107,4 @@ def summary(found: list[records.Record]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError, ImportError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError, ImportError)

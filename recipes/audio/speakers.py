@@ -10,7 +10,6 @@ MFCC and the untrained encoder. Numbers go into the run's results.json.
 
 import dataclasses
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,7 +28,7 @@ from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
 from recipes.results.table import PUBLISHED_SPEECH
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.features import FrameFeatures
@@ -252,7 +251,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError)

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recipes.terminal import CONSOLE
+from recipes.terminal import CONSOLE, command
 from stec.audio.synthetic_corpus import Summary, write_corpus
 
 
@@ -72,9 +72,8 @@ def main(argv: list[str]) -> Summary:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on after the last finished speaker")
+    command(
+        lambda: main(sys.argv[1:]),
+        RuntimeError,
+        interrupted="interrupted; the same command goes on after the last finished speaker",
+    )

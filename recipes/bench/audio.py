@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +44,7 @@ from recipes.bench.speech_peers import (
 )
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.features import extract
 from stec.audio.preparing import prepare
@@ -401,7 +400,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main, RuntimeError)

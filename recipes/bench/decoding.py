@@ -18,7 +18,6 @@ import gc
 import multiprocessing
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -35,7 +34,7 @@ from recipes import records
 from recipes.bench.decoding_peers import Decoded, PlainPairs, keep_freed_memory, write_noise
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.run import check_writable
-from recipes.terminal import CONSOLE, say, table
+from recipes.terminal import CONSOLE, command, say, table
 from stec.core.batches import EpochBatches
 from stec.vision.folder import ImageFiles, image_folder
 from stec.vision.streaming import CroppedPairs, streaming_loader
@@ -226,7 +225,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

@@ -20,7 +20,7 @@ from torch import Tensor
 from recipes import records
 from recipes.bench.methods import ready_pair
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.config import Config
 from recipes.vision.presets import preset
@@ -133,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main, RuntimeError)

@@ -26,7 +26,7 @@ from recipes.bench.methods import methods
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.bench.views import measure
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.presets import Identity, preset
 from recipes.vision.run import optimizer_factory
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -7,13 +7,13 @@ each protocol, with the paper's value beside. --write puts the tables between th
 import dataclasses
 import re
 import statistics
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tyro
 
 from recipes import records
+from recipes.terminal import command
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
@@ -312,7 +312,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

@@ -21,6 +21,7 @@ from matplotlib.patches import Polygon, Rectangle
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
+from recipes.terminal import command
 from recipes.vision import networks
 from recipes.vision.presets import preset
 from stec.core.actions import Bins, chance_level
@@ -363,4 +364,4 @@ def main(out: Path, *, pairs: int = 100_000, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command(lambda: tyro.cli(main))

@@ -19,7 +19,7 @@ import tyro
 
 from recipes import records
 from recipes.run import Outcome, check_writable
-from recipes.terminal import say
+from recipes.terminal import command, say
 from recipes.vision import compare, grids, plots
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import record_of
@@ -182,9 +182,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted; the same command goes on")
+    command(lambda: sys.exit(main(sys.argv[1:])), interrupted="interrupted; the same command goes on")

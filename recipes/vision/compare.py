@@ -6,7 +6,6 @@ goes on after an interruption, and several processes may share the work by their
 """
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from recipes import records
 from recipes.results.table import markdown
 from recipes.run import Outcome, check_writable
 from recipes.stopping import Stopped
-from recipes.terminal import say
+from recipes.terminal import command, say
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
 from recipes.vision.presets import Config, preset
@@ -139,9 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or GO_ON)
+    command(main, RuntimeError, interrupted=GO_ON)

@@ -23,7 +23,7 @@ from torchvision.models.detection import FasterRCNN
 from recipes.progress import EpochProgress
 from recipes.records import Record, Result
 from recipes.run import plain
-from recipes.terminal import say
+from recipes.terminal import command, say
 from recipes.vision import voc_runs
 from recipes.vision.finetune_loop import fit
 from recipes.vision.voc_encoders import Encoders, Source, sources
@@ -210,9 +210,6 @@ def main(argv: list[str]) -> list[Record] | None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, NonFiniteLoss) as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command with --resume goes on")
+    command(
+        lambda: main(sys.argv[1:]), NonFiniteLoss, interrupted="interrupted; the same command with --resume goes on"
+    )

@@ -8,7 +8,6 @@ UMAP is the package umap-learn, of the extra `analysis`.
 """
 
 import dataclasses
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from recipes import records
 from recipes.run import check_writable, plain
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import embed_picture, evaluate, inputs, measure
 from recipes.vision.config import Config, Data, method
 from recipes.vision.run import load_learner, record_of
@@ -207,7 +206,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

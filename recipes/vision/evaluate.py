@@ -10,7 +10,6 @@ encoder too. The numbers go into the run's results.json, beside those of pretrai
 """
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import tyro
 
 from recipes import records
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.measure import (
     PROTOCOLS,
@@ -173,7 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

@@ -7,7 +7,6 @@ card's lines load the encoder with torchvision alone; hubconf.py loads it from a
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import tyro
 
 from recipes import records
 from recipes.run import check_writable, plain
-from recipes.terminal import say
+from recipes.terminal import command, say
 from recipes.vision.config import Config, method
 from recipes.vision.run import load_learner, to_plain
 from stec.core.checkpoints import export_weights
@@ -204,7 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

@@ -11,7 +11,6 @@ and interrupted ones taken up: the same command goes on.
 import dataclasses
 import hashlib
 import math
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,7 @@ from recipes import records
 from recipes.progress import EpochProgress
 from recipes.results.table import spread
 from recipes.run import check_schedule, check_writable, fit, plain, quieten
-from recipes.terminal import CONSOLE, say, table
+from recipes.terminal import CONSOLE, command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.config import Data, method
 from recipes.vision.measure import device, frozen, plain_batches, probe
@@ -241,9 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted")
+    command(main, RuntimeError)

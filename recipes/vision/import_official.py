@@ -8,14 +8,13 @@ table shows what is used beside what is said, and where the two differ.
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.config import Config, Data, method
 from recipes.vision.official_settings import PIXELS, Stem, claims, config_of, data_of, stem_of
@@ -136,7 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)

@@ -19,6 +19,7 @@ import tyro
 from recipes.command import Modality, pretrain_command
 from recipes.run import Outcome
 from recipes.saving import MINUTES
+from recipes.terminal import command
 from recipes.vision.presets import PRESETS, Config, method, preset
 from recipes.vision.run import pretrain, read_config, record_of
 
@@ -61,9 +62,4 @@ def main(argv: list[str]) -> Outcome | None:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, RuntimeError) as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted before the first step")
+    command(lambda: main(sys.argv[1:]), RuntimeError, interrupted="interrupted before the first step")

@@ -22,7 +22,7 @@ import tyro
 
 from recipes import records
 from recipes.run import Outcome, check_schedule, check_writable
-from recipes.terminal import say
+from recipes.terminal import command, say
 from recipes.vision import compare, grids, inputs, plots
 from recipes.vision.measure import Protocol
 from recipes.vision.presets import Config, preset
@@ -224,9 +224,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted; the same command goes on")
+    command(lambda: sys.exit(main(sys.argv[1:])), interrupted="interrupted; the same command goes on")

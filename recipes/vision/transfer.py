@@ -7,7 +7,6 @@ the other set serve, unless there is a --limit. `recipes.vision.evaluate` probes
 """
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import lightning
@@ -16,7 +15,7 @@ from torch import nn
 
 from recipes import records
 from recipes.run import check_writable
-from recipes.terminal import say, table
+from recipes.terminal import command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.config import Data, method
 from recipes.vision.evaluate import accuracies
@@ -90,7 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)
