@@ -44,7 +44,7 @@ def encoder(weights: str) -> _ResNet:
             built: dict[str, _Any] = file.metadata() or {}
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no dictionary)
     except _SafetensorError as error:
-        raise ValueError(f"{path} is torn or is no safetensors file ({error})") from error
+        raise ValueError(f"{path} is torn or is no safetensors file ({str(error)[:200]!r})") from error
     builders = {"resnet18": _resnet18, "resnet50": _resnet50}
     if not {"arch", "stem", "width"} <= set(built) or built["arch"] not in builders:
         raise ValueError(f"{path} does not say what it is of: export it with recipes.vision.export")

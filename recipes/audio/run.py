@@ -17,6 +17,7 @@ from recipes.audio.labelled import LabelledPairs, LabelledWindows, count_classes
 from recipes.audio.presets import PATHS, Config, Precision, method
 from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from recipes.settings import fits, typed
 from stec.audio.corpus import Corpus
 from stec.audio.phones import Alignment, read_cpc_labels
 from stec.audio.shards import SpeechShards, open_speech
@@ -35,18 +36,19 @@ def to_plain(config: Config) -> dict[str, Any]:
     return {key: None if key in PATHS else value for key, value in plain(config).items()}
 
 
-def from_plain(settings: dict[str, Any]) -> Config:
-    """The configuration that `to_plain` wrote. ValueError where a field is unknown or missing."""
-    try:
-        paths = {name: Path(settings[name]) if settings.get(name) else None for name in PATHS}
-        return Config(**{**settings, **paths})
-    except TypeError as error:
-        raise ValueError(f"this configuration is not of speech, or of another version of stec: {error}") from error
+def from_plain(settings: Any, *, source: Path) -> Config:
+    """The configuration that `to_plain` wrote. ValueError names `source`, and a field that is unknown or missing."""
+    if not isinstance(settings, dict) or "augmentation" in settings:
+        raise ValueError(f"{source} is not of speech: it holds other settings")
+    if wrong := [name for name in PATHS if not fits(settings.get(name), str | None)]:
+        raise ValueError(f"{source} has no path under {', '.join(wrong)}; it is damaged")
+    paths = {name: Path(settings[name]) if settings.get(name) else None for name in PATHS}
+    return typed(Config, {**settings, **paths}, source=source)
 
 
 def read_config(folder: Path) -> Config:
     """The configuration of a run folder. ValueError where the folder holds no run."""
-    return from_plain(read_settings(folder))
+    return from_plain(read_settings(folder), source=folder / "config.json")
 
 
 def record_of(
@@ -271,7 +273,9 @@ def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
     record = checkpoint.record
     if "utterances" not in record:
         raise ValueError(f"{path} is no checkpoint of speech; give one of recipes.audio.pretrain")
-    config = from_plain(record["config"])
+    config = from_plain(record.get("config"), source=path)
+    if not fits(record.get("classes"), int):
+        raise ValueError(f"{path} does not tell its classes; it is damaged")
     learner = build_learner(config, corpus=None, batches=None, classes=record["classes"])
     load_weights(learner, checkpoint.weights, source=path)
     return learner, config, record

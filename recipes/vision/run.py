@@ -11,6 +11,7 @@ import torch
 from recipes import records
 from recipes.progress import EpochProgress
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from recipes.settings import fits, typed
 from recipes.vision import inputs, networks
 from recipes.vision.config import Config, method
 from stec.core.batches import EpochBatches
@@ -32,15 +33,13 @@ def to_plain(config: Config) -> dict[str, Any]:
     return settings
 
 
-def from_plain(settings: dict[str, Any], root: Path | None) -> Config:
-    """The configuration that `to_plain` wrote. ValueError where a field is unknown or missing."""
-    try:
-        law: dict[str, Any] = settings["augmentation"]
-        tuples: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in law.items()}
-        settings = {key: tuple(item) if isinstance(item, list) else item for key, item in settings.items()}
-        return Config(**{**settings, "augmentation": Augmentation(**tuples), "root": root})
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"this configuration is of another version of stec: {error}") from error
+def from_plain(settings: Any, root: Path | None, *, source: Path) -> Config:
+    """The configuration that `to_plain` wrote. ValueError names `source`, and a field that is unknown or missing."""
+    law = settings.get("augmentation") if isinstance(settings, dict) else None
+    if not isinstance(law, dict):
+        raise ValueError(f"{source} holds no settings of images, or those of another version of stec: no augmentation")
+    augmentation = typed(Augmentation, law, source=source)
+    return typed(Config, {**settings, "augmentation": augmentation, "root": root}, source=source)
 
 
 def record_of(
@@ -155,8 +154,10 @@ def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
 def read_config(folder: Path) -> Config:
     """The configuration of a run folder. ValueError where the folder holds no run."""
     settings = read_settings(folder)
-    root = settings.get("root")
-    return from_plain(settings, Path(root) if root else None)
+    file, root = folder / "config.json", settings.get("root")
+    if not fits(root, str | None):
+        raise ValueError(f"{file} has no folder under root; it is damaged")
+    return from_plain(settings, Path(root) if root else None, source=file)
 
 
 def pretrain(
@@ -206,7 +207,9 @@ def load_learner(path: Path) -> tuple[Learner, Config, dict[str, Any]]:
     record = checkpoint.record
     if "image_size" not in record:
         raise ValueError(f"{path} is no checkpoint of images; give one of recipes.vision.pretrain")
-    config = from_plain(record["config"], None)
+    config = from_plain(record.get("config"), None, source=path)
+    if not fits(record["image_size"], tuple[int, int]) or not fits(record.get("classes"), int):
+        raise ValueError(f"{path} does not tell the size of its images and its classes; it is damaged")
     learner = build_learner(config, tuple(record["image_size"]), record["classes"], batches=None, trainable=False)
     load_weights(learner, checkpoint.weights, source=path)
     return learner, config, record

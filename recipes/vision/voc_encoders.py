@@ -90,7 +90,7 @@ def _read_checkpoint(path: Path) -> tuple[Any, dict[str, Tensor]]:
     checkpoint = load_checkpoint(path)
     if "image_size" not in checkpoint.record:
         raise ValueError(f"{path} is no checkpoint of images; give one of recipes.vision.pretrain")
-    return from_plain(checkpoint.record["config"], None), checkpoint.part("encoder")
+    return from_plain(checkpoint.record.get("config"), None, source=path), checkpoint.part("encoder")
 
 
 def _from_checkpoint(path: Path) -> Source:

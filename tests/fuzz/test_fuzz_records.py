@@ -1,5 +1,6 @@
 """JSON of others: records of results and the tables made of them, the index of a prepared corpus, settings of runs."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 from mutations import TEXT, Target, check, mutated, refusing
 
 from recipes import records
+from recipes.audio import run as audio_run
+from recipes.audio.presets import preset as audio_preset
 from recipes.results import table
+from recipes.vision import run as vision_run
 from recipes.vision.grids import parse_grid
+from recipes.vision.presets import preset as vision_preset
 from stec.audio.corpus import Corpus
 from stec.vision.data import stl10_fold
 
@@ -172,9 +177,28 @@ def read_folds(data: bytes, folder: Path) -> None:
         assert 0 <= int(chosen.min()) <= int(chosen.max()) < 40
 
 
+def run_settings(random: Random) -> bytes:
+    """The config.json of a run on images or on speech."""
+    here = random.choice((vision_run.to_plain(vision_preset("tiny-stec")), audio_run.to_plain(audio_preset("cpc"))))
+    return broken({**here, "checkpoint_minutes": 15.0}, random)
+
+
+def read_run_settings(data: bytes, folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_bytes(data)
+    for reader in (vision_run.read_config, audio_run.read_config):
+        with refusing(path):
+            config = reader(folder)
+            for field in dataclasses.fields(config):
+                value = getattr(config, field.name)
+                assert not isinstance(value, (list, dict)), field.name
+                assert not (field.type is float and isinstance(value, str)), field.name
+
+
 TARGETS = [
     Target("records", record, read_record, guided=True),
     Target("corpus index", index, read_index, guided=True),
+    Target("run settings", run_settings, read_run_settings, guided=True),
     Target("grid", grid, read_grid, guided=True),
     Target("STL-10 folds", folds, read_folds, guided=True),
 ]

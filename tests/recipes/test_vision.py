@@ -235,7 +235,8 @@ def test_every_label_and_model_trains(changes: dict[str, object], tmp_path: Path
 def test_every_preset_survives_its_record_and_builds(name: str) -> None:
     config = preset(name)
     assert config.preset == name
-    assert from_plain(json.loads(json.dumps(to_plain(config))), None) == dataclasses.replace(config, root=None)
+    there = json.loads(json.dumps(to_plain(config)))
+    assert from_plain(there, None, source=Path("a")) == dataclasses.replace(config, root=None)
     if config.arch == "resnet18":
         size = config.augmentation.size or 32
         objective = networks.objective(config, 8 * config.width, (size, size))
