@@ -13,7 +13,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 
-from stec.core.checkpoints import whole
+from stec.core.files import whole
 
 
 class MetricsFile(Logger):

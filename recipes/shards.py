@@ -10,16 +10,16 @@ interrupted goes on with the same command. Needs webdataset: pip install 'stec[s
 """
 
 import dataclasses
+import math
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.terminal import CONSOLE, say
+from recipes.counting import Counting
+from recipes.terminal import command, say
 from recipes.vision.inputs import has_classes
 from stec.audio import corpus
 from stec.audio.corpus import Corpus
@@ -48,36 +48,12 @@ class Arguments:
     cache_gb: float = 100.0  # of shards at --url that are kept on this machine
 
 
-class WritingProgress:
-    """A bar on a terminal; elsewhere a line for each tenth."""
-
-    def __init__(self, what: str) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(TextColumn(what), *columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
-        self.what = what
-        self._task = self.bar.add_task(what, total=None)
-        self._tenth = 0
-
-    def __enter__(self) -> "WritingProgress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """So many are done."""
-        self.bar.update(self._task, completed=done, total=total)
-        if not CONSOLE.is_terminal and 10 * done // total > self._tenth:
-            self._tenth = 10 * done // total
-            say(f"{self.what}: {done} of {total}")
-
-
 def find(arguments: Arguments) -> Sources:
     """What the folder holds: a prepared corpus, whose checksums are compared, or images."""
     folder = arguments.folder.expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist; name a folder of images or a prepared corpus")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"{folder} {what}; name a folder of images or a prepared corpus")
     if is_sharded(folder):
         raise ValueError(f"{folder} holds shards already; name what they are to be written from")
     if any((folder / name).is_file() for name in (corpus.INDEX, corpus.JOURNAL)):
@@ -91,8 +67,12 @@ def find(arguments: Arguments) -> Sources:
 def write(arguments: Arguments, out: Path) -> None:
     """Write the shards and say what there is."""
     sources = find(arguments)
+    if out.resolve().is_relative_to(arguments.folder.expanduser().resolve()):
+        raise ValueError(f"{out} lies in the folder that is read; choose another folder (--out)")
+    if not 0 < arguments.shard_mb < math.inf:
+        raise ValueError(f"shards of {arguments.shard_mb} MB; give the size of each, such as --shard-mb 256")
     start = time.monotonic()
-    with WritingProgress(f"writing {sources.kind}") as progress:
+    with Counting(f"writing {sources.kind}") as progress:
         done = write_shards(
             sources,
             out,
@@ -125,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"{folder} is read from {arguments.url or 'itself'}")
     elif arguments.verify:
         index = ShardIndex.open(folder)
-        with WritingProgress("verifying shards") as progress:
+        with Counting("verifying shards") as progress:
             verify(index, progress=progress)
         say(f"{folder}: {len(index.shards):,} shards with {len(index):,} samples are whole")
     elif arguments.out is not None:
@@ -136,9 +116,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
-    except KeyboardInterrupt as interruption:
-        sys.exit(str(interruption) or "interrupted")
+    command(main)

@@ -12,12 +12,12 @@ import dataclasses
 import os
 import time
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from recipes.terminal import CONSOLE, command, say
+from recipes.counting import Counting
+from recipes.terminal import command, say
 from stec.audio.corpus import Corpus
 from stec.audio.preparing import Prepared, prepare
 from stec.audio.sources import AudioFile, download_librispeech, find_audio
@@ -37,30 +37,6 @@ class Arguments:
     skip_broken: bool = False  # leave broken files out; otherwise they are listed and nothing is finished
     replace: bool = False  # also where utterances of the cache in --out would vanish or change their speaker or chapter
     download: str | None = None  # a subset of LibriSpeech to fetch into ROOT first
-
-
-class DecodingProgress:
-    """A bar on a terminal; elsewhere a line for each tenth."""
-
-    def __init__(self) -> None:
-        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = Progress(TextColumn("decoding"), *columns, console=CONSOLE, disable=not CONSOLE.is_terminal)
-        self._task = self.bar.add_task("decoding", total=None)
-        self._tenth = 0
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Files decoded so far."""
-        self.bar.update(self._task, completed=done, total=total)
-        if not CONSOLE.is_terminal and 10 * done // total > self._tenth:
-            self._tenth = 10 * done // total
-            say(f"{done} of {total} files")
 
 
 def find(arguments: Arguments) -> list[AudioFile]:
@@ -100,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     files = find(arguments)
     start = time.monotonic()
     try:
-        with DecodingProgress() as progress:
+        with Counting("decoding files") as progress:
             done = prepare(
                 files,
                 arguments.out,

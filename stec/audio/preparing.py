@@ -8,17 +8,14 @@ older cache in the same folder stays valid until that moment.
 """
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -27,6 +24,7 @@ import soundfile
 
 from stec.audio.corpus import INDEX, JOURNAL, PART, VERSION, fault
 from stec.audio.sources import RATE, AudioFile, read_audio
+from stec.core.files import full_disk, only_writer, put, sweep, whole
 
 BROKEN = "broken.txt"
 
@@ -88,7 +86,7 @@ def prepare(
         raise ValueError("two of the files have the same utterance name; give each a name of its own")
     above = Path(os.path.commonpath([file.path.absolute().parent for file in files]))
     paths = {_look(file, above): file.path for file in files}
-    with _full_disk(cache), _only_writer(cache):
+    with full_disk(cache), only_writer(cache, doing="preparing"):
         old = _old_index(cache)
         if old and _is_fresh(old, set(paths), skip_broken):
             _remove(cache, keep=(old["samples_file"],))
@@ -235,17 +233,11 @@ def _finish(cache: Path, order: Sequence[Source], entries: list[Entry], broken: 
         **{field.name: [getattr(entry, field.name) for entry in listed] for field in dataclasses.fields(Entry)},
         "left_out": [{**dataclasses.asdict(source), "reason": reason} for source, reason in broken.items()],
     }
-    temporary = cache / f"{INDEX}.part"
-    with temporary.open("w") as file:
-        json.dump(index, file)
-        file.flush()
-        os.fsync(file.fileno())
-    with (cache / PART).open("rb") as samples:
-        os.fsync(samples.fileno())
-    os.replace(cache / PART, cache / name)
-    _sync_folder(cache)  # the samples' name is on the disk before an index speaks of it
-    os.replace(temporary, cache / INDEX)
-    _sync_folder(cache)
+    with whole(cache / INDEX) as file:
+        file.write(json.dumps(index).encode())
+        file.flush()  # while the samples can still be added to: now a full disk is told
+        with (cache / PART).open("rb") as samples:
+            put(samples, cache / name)  # their name is on the disk before an index speaks of it
     _remove(cache, keep=(name,))
     if not broken:
         (cache / BROKEN).unlink(missing_ok=True)
@@ -253,17 +245,10 @@ def _finish(cache: Path, order: Sequence[Source], entries: list[Entry], broken: 
 
 def _remove(cache: Path, keep: tuple[str, ...]) -> None:
     """Everything of this module in a folder but the index and what it speaks of."""
-    for path in [*cache.glob("samples-*.int16"), cache / PART, cache / JOURNAL, cache / f"{INDEX}.part"]:
+    for path in [*cache.glob("samples-*.int16"), cache / PART, cache / JOURNAL]:
         if path.name not in keep:
             path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sweep(cache, INDEX)
 
 
 def _report(cache: Path, above: Path, broken: dict[Source, str], skip_broken: bool) -> None:
@@ -338,34 +323,3 @@ def _check_space(cache: Path, paths: Sequence[Path], *, done: int) -> None:
             f"{cache} needs about {need / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free; "
             "free some, choose another folder (--out), or fewer files"
         )
-
-
-@contextmanager
-def _full_disk(cache: Path) -> Iterator[None]:
-    """A disk that fills up, or a folder that cannot be written to, as a ValueError that says how to go on."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ValueError(
-                f"the disk is full ({error.strerror}) while writing to {cache}; free some space and run it again: it "
-                "goes on where it stopped"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EPERM):
-            raise ValueError(f"cannot write to {cache} ({error.strerror}); choose another folder (--out)") from error
-        raise
-
-
-@contextmanager
-def _only_writer(cache: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system gives back however the process ends."""
-    descriptor = os.open(cache, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is preparing {cache}; wait for it, or choose another folder") from error
-        yield
-    finally:
-        os.close(descriptor)

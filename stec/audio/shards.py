@@ -13,7 +13,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stec.audio.corpus import Corpus
-from stec.core.shards import ShardIndex, is_sharded
+from stec.audio.sources import RATE
+from stec.core.shards import ShardIndex, check_names, is_sharded
 from stec.core.shards import checks as shard_checks
 from stec.core.shards.files import ShardFiles
 from stec.core.shards.writing import Sample, Sources
@@ -117,9 +118,19 @@ class SpeechShards(Corpus):
         Raises ValueError for what `ShardIndex.open` and `verify` refuse, and for names that do not fit the table.
         """
         index = ShardIndex.open(path, kind=KIND)
-        names = [len(index.details[name]) for name in ("utterances", "speakers", "chapters")]
+        kinds = ("utterances", "speakers", "chapters")
+        check_names(index, *kinds)
+        if index.details.get("rate") != RATE:
+            raise ValueError(f"{index.folder} does not hold audio at {RATE} Hz; prepare the corpus and write it again")
+        if index.rows.shape[1] != 5:
+            raise ValueError(f"{index.folder} has rows of {index.rows.shape[1]} numbers, not 5; write the shards again")
+        names = [len(index.details[kind]) for kind in kinds]
         if (index.rows[:, 2:] >= names).any() or (index.rows[:, 2:] < 0).any():
             raise ValueError(f"{index.folder} has rows without a name; write the shards again")
+        if len(np.unique(index.rows[:, 2])) < len(index) or len(set(index.details["utterances"])) < names[0]:
+            raise ValueError(f"{index.folder} has an utterance twice; write the shards again")
+        if (index.rows[:, :2] % 2).any():  # tar puts contents at multiples of 512, a WAV header has 44 bytes
+            raise ValueError(f"{index.folder} has samples at an odd byte; write the shards again")
         if verify:
             shard_checks.verify(index)
         return cls(ShardFiles(index), torch.from_numpy(np.argsort(index.rows[:, 2], kind="stable")))

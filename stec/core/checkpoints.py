@@ -4,20 +4,18 @@ A checkpoint is lightning's file with one more entry, "stec": a format number an
 configuration, commit) from which the networks can be built again. Files are read with `weights_only=True`.
 """
 
-import contextlib
-import errno
-import os
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from stec.core.files import whole
 from stec.core.inert import named
 from stec.core.torch_files import TorchFile, refuse_compressed
 
@@ -36,44 +34,6 @@ class Checkpoint(NamedTuple):
         """The weights below `prefix`, such as "encoder", with the prefix taken off."""
         cut = len(prefix) + 1
         return {name[cut:]: value for name, value in self.weights.items() if name.startswith(prefix + ".")}
-
-
-@contextlib.contextmanager
-def whole(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes `path` at the end: whole or not at all, even where the power fails.
-
-    The bytes lie in a file of another name beside it, ending in .part, until they are on the disk. OSError names `path`
-    where they cannot be written; what lay there before is unharmed.
-    """
-    path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        # torch.save answers a write that failed with an error of its own, that it could not finish the archive.
-        failed = error.__context__ if isinstance(error, RuntimeError) else error
-        if isinstance(failed, OSError):
-            raise OSError(failed.errno, failed.strerror, str(path)) from failed
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """See to it that a new name is on the disk, where the file system has such a call."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

@@ -10,7 +10,7 @@ from jaxtyping import Int, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from stec.core.shards import ShardIndex
+from stec.core.shards import ShardIndex, check_names
 from stec.core.shards.files import ShardFiles
 from stec.core.shards.writing import Sample, Sources
 from stec.vision.data import balanced
@@ -64,7 +64,10 @@ class ShardedImages:
     def open(cls, folder: str | Path) -> "ShardedImages":
         """The images of a folder of shards. ValueError for what `ShardIndex.open` refuses, and unknown labels."""
         index = ShardIndex.open(folder, kind=KIND)
+        check_names(index, "classes")
         classes = tuple(index.details["classes"])
+        if index.rows.shape[1] != 3:
+            raise ValueError(f"{index.folder} has rows of {index.rows.shape[1]} numbers, not 3; write the shards again")
         labels = torch.from_numpy(np.array(index.rows[:, 2]))
         if not -1 <= int(labels.min()) <= int(labels.max()) < max(len(classes), 1):
             raise ValueError(f"{index.folder} has labels beyond its {len(classes)} classes; write the shards again")

@@ -1,10 +1,12 @@
 """Shards by numbers: the order of an epoch, what is written and read back, and every way a folder can be broken."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 import pickle
+import resource
 import tarfile
 from collections import OrderedDict
 from itertools import chain
@@ -251,6 +253,46 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
     write(tmp_path, progress=progress)
 
 
+def test_what_lies_in_the_folder_is_spared(tmp_path: Path) -> None:
+    """Other programs call their shards so as well."""
+    (tmp_path / "shard-000099.tar").write_bytes(b"of another")
+    with pytest.raises(ValueError, match=r"holds other files, such as shard-000099\.tar; choose an empty folder"):
+        write(tmp_path)
+    assert bytes_of(tmp_path) == {"shard-000099.tar": b"of another"}
+    with pytest.raises(ValueError, match="workers is 0; need at least 1"):
+        write(tmp_path / "new", workers=0)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first shard; in the third, whose bytes had been taken; in its line; and in the index."""
+    count, plain = len(write(tmp_path / "whole").shards), os.fsync
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for full_at, kept in ((0, 0), (7, 2), (9, 2), (3 * count + 5, count)):
+        folder, calls = tmp_path / f"full{full_at}", 0
+
+        def fsync(descriptor: int, full_at: int = full_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == full_at:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            plain(descriptor)
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limits[0] if full_at else 10_000, limits[1]))
+        monkeypatch.setattr(os, "fsync", fsync)
+        try:
+            with pytest.raises(ValueError, match=r"the disk is full .* goes on where it stopped"):
+                write(folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            monkeypatch.undo()
+        assert not list(folder.glob("*.part"))
+        with pytest.raises(ValueError, match="unfinished"):
+            ShardIndex.open(folder)
+        assert write_shards(sources_of(), folder, shard_bytes=10_000).resumed >= kept
+        assert bytes_of(folder) == bytes_of(tmp_path / "whole")
+
+
 # --- what can be wrong
 
 
@@ -283,7 +325,7 @@ def test_every_broken_folder_is_named(tmp_path: Path) -> None:
     rewrite(tmp_path, format=2)
     expect("is of format 2, this stec reads 1")
     rewrite(tmp_path, format=1, shards=[{**shards[0], "name": "../../etc/passwd"}, *shards[1:]])
-    expect("leaves its folder")
+    expect("no plain name in its folder")
     rewrite(tmp_path, shards=shards[:-1])
     expect(TABLE)
     rewrite(tmp_path, shards=shards, location={"url": "pipe:touch owned", "cache_bytes": 10**9})

@@ -7,13 +7,17 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_only
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,6 +37,7 @@ KINDS = {
     "queue": ("recipes.vision.pretrain", f"{IMAGES} --identity moco --momentum 0.9 --queue 48"),
     "momentum": ("recipes.vision.pretrain", f"{IMAGES} --identity byol --momentum 0.9 --predictor-hidden 16"),
     "speech": ("recipes.audio.pretrain", SPEECH),
+    "fp16": ("recipes.vision.pretrain", IMAGES.replace("32-true", "16-mixed")),  # with `HalfPrecision`
 }
 
 
@@ -56,6 +61,7 @@ def start(
     """Begin the training of a kind, or go on with it, by one command; its output is added to FOLDER.log."""
     module, settings = KINDS[kind]
     argv = ["--resume", str(folder)] if resume else [*settings.split(), "--out", str(folder), "--go-on", *more]
+    before = HalfPrecision(before) if kind == "fp16" else before
     process = CONTEXT.Process(target=command, args=(module, argv, folder.with_suffix(".log"), before))
     process.start()
     return process
@@ -66,11 +72,89 @@ def log_of(folder: Path) -> str:
     return folder.with_suffix(".log").read_text().replace("\n", " ")
 
 
+def await_rows(folder: Path, n: int, alive: Callable[[], bool]) -> None:
+    """Wait until the log of the losses has n rows."""
+    log = folder / "logs" / "metrics.csv"
+    while not log.is_file() or len(log.read_text().splitlines()) <= n:
+        assert alive(), log_of(folder)
+        time.sleep(0.002)
+
+
 def finish(kind: str, folder: Path, *more: str, resume: bool = False) -> None:
     """Train to the end."""
     process = start(kind, folder, *more, resume=resume)
     process.join(240)
     assert process.exitcode == 0, log_of(folder)[-2000:]
+
+
+def elastic(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun --nproc-per-node WORLD tells each process."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    numbers |= {"GROUP_RANK": 0, "GROUP_WORLD_SIZE": 1, "MASTER_PORT": port}
+    place = {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}
+    return {**{name: str(value) for name, value in numbers.items()}, **place}
+
+
+def free_port() -> int:
+    """A port of the loopback that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def start_several(
+    kind: str, folder: Path, *more: str, world: int = 2, before: Mapping[int, Callable[[], None]] | None = None
+) -> list[ForkServerProcess]:
+    """Begin a training by several processes, as torchrun does, or go on with it; `before` prepares some of them."""
+    port = free_port()
+    return [
+        start(
+            kind,
+            folder,
+            "--devices",
+            str(world),
+            *more,
+            before=Prepared(elastic(rank, world, port), (before or {}).get(rank)),
+        )
+        for rank in range(world)
+    ]
+
+
+def finish_several(kind: str, folder: Path, *more: str, world: int = 2) -> None:
+    """Train to the end by several processes."""
+    processes = start_several(kind, folder, *more, world=world)
+    for process in processes:
+        process.join(240)
+    assert [process.exitcode for process in processes] == world * [0], log_of(folder)[-2000:]
+
+
+def slurm(folder: Path, *, rank: int = 0, world: int = 1, code: int = 0) -> dict[str, str]:
+    """The environment of a task of a SLURM job whose `scontrol` writes down in FOLDER/calls how it is called."""
+    tool = folder / "bin" / "scontrol"
+    tool.parent.mkdir(exist_ok=True)
+    tool.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\necho no such job >&2\nexit {code}\n')
+    tool.chmod(0o755)
+    job = {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": world, "SLURM_NTASKS_PER_NODE": world, "SLURM_NNODES": 1}
+    place = {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0, "SLURM_JOB_NAME": "stec"}
+    return {
+        **{name: str(value) for name, value in {**job, **place}.items()},
+        "PATH": f"{tool.parent}:{os.environ['PATH']}",
+    }
+
+
+class Prepared:
+    """Gives the process an environment, which a new process would have read when it imported; picklable."""
+
+    def __init__(self, environment: Mapping[str, str], then: Callable[[], None] | None = None) -> None:
+        self.environment, self.then = dict(environment), then
+
+    def __call__(self) -> None:
+        os.environ.update(self.environment)
+        ranks = (os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ)
+        rank_zero_only.rank = int(next(ranks, "0"))
+        if self.then:
+            self.then()
 
 
 class KillsItself:
@@ -93,17 +177,36 @@ class KillsItself:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class SignalsItself:
-    """Sends the process a signal within the step after `step` steps, in an environment; picklable, as above."""
+class HalfPrecision:
+    """Trains in fp16 with a gradient scaler, which lightning has on GPUs alone; picklable, as above.
 
-    def __init__(self, received: signal.Signals, step: int, environment: Mapping[str, str] | None = None) -> None:
-        self.received, self.step, self.environment = received, step, dict(environment or {})
+    The scale starts too high for fp16, and rises after three good steps: both its numbers change all the time.
+    """
+
+    def __init__(self, then: Callable[[], None] | None = None) -> None:
+        self.then = then
+
+    def __call__(self) -> None:
+        plain = lightning.Trainer
+
+        def trainer(*, precision: str, plugins: list[Any], **more: Any) -> lightning.Trainer:
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3)
+            return plain(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **more)
+
+        lightning.Trainer = trainer  # type: ignore[assignment, misc]
+        if self.then:
+            self.then()
+
+
+class SignalsItself:
+    """Sends the process a signal within the step after `step` steps; picklable, as above."""
+
+    def __init__(self, received: signal.Signals, step: int) -> None:
+        self.received, self.step = received, step
 
     def __call__(self) -> None:
         from stec.core.learner import Learner
 
-        os.environ.update(self.environment)
-        rank_zero_only.rank = int(os.environ.get("RANK", "0"))  # which a new process would have read when it imported
         plain = Learner.training_step
 
         def training_step(learner: Learner, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -118,8 +221,8 @@ def state(folder: Path) -> dict[str, Any]:
     """The step and all state in the last checkpoint that decides on what follows."""
     path = max((folder / "checkpoints").glob("*.ckpt"), key=lambda p: int(p.stem.removeprefix("step=")))
     content = torch.load(path, weights_only=True)
-    names = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "stec")
-    return {name: content[name] for name in names}
+    names = ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers", "stec", "MixedPrecision")
+    return {name: content[name] for name in names if name in content}  # the last is the gradient scaler's
 
 
 def differences(one: Any, other: Any, where: str = "") -> list[str]:

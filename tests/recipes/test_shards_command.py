@@ -1,11 +1,14 @@
 """The command that writes, verifies and locates shards, and training that finds them where it finds files."""
 
 import dataclasses
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from folders import ten_classes
+from PIL import Image
 from tones import make_speech, tiny
 
 from recipes import shards as command
@@ -13,6 +16,7 @@ from recipes.audio.run import open_corpus
 from recipes.vision import inputs, run
 from recipes.vision.presets import preset
 from stec.core.shards import INDEX, ShardBatches, ShardIndex
+from stec.vision.decoding import decode
 from stec.vision.folder import image_folder
 from stec.vision.shards import ShardedImages
 
@@ -47,6 +51,12 @@ def test_images_are_written_verified_and_located(tmp_path: Path, capsys: pytest.
     ("argv", "words"),
     [
         (["nowhere", "--out", "x"], "nowhere does not exist"),
+        (["file", "--out", "x"], "file is a file; name a folder"),
+        (["empty", "--out", "x"], "empty holds no image"),
+        (["images", "--out", "images/x"], "images/x lies in the folder that is read"),
+        (["images", "--out", "."], "holds other files, such as empty, file, images; choose an empty folder"),
+        (["images", "--out", "file"], "cannot write to file"),
+        (["images", "--out", "x", "--shard-mb", "nan"], "shards of nan MB"),
         (["."], "give one of --out"),
         ([".", "--verify", "--out", "x"], "give one of --out"),
         ([".", "--verify"], "holds no shards"),
@@ -54,8 +64,46 @@ def test_images_are_written_verified_and_located(tmp_path: Path, capsys: pytest.
 )
 def test_mistakes_are_named(argv: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "images"):
+        Path(folder).mkdir()
+    Path("file").touch()
+    Image.new("RGB", (4, 4)).save("images/a.png")
     with pytest.raises(ValueError, match=words):
         command.main(argv)
+    assert sorted(os.listdir()) == ["empty", "file", "images"]
+    assert os.listdir("images") == ["a.png"]
+
+
+def test_without_webdataset_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
+    for name in ("webdataset", "webdataset.writer"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    with pytest.raises(ValueError, match=r"with webdataset: pip install 'stec\[shards\]'"):
+        command.main([str(tmp_path / "images"), "--out", str(tmp_path / "shards")])
+
+
+def test_odd_files_come_out_as_they_went_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CMYK, greyscale, a palette, turned by EXIF; names that a tar, a shell or a line of text would stumble on."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = torch.randint(256, (20, 30, 3), dtype=torch.uint8).numpy()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    names = ["new\nline.jpg", "-rf.JPG", "c:o[l]on.jpeg", "back\\slash.png", "a.tar.gif", "umlaut \u00fc.webp"]
+    for name, mode in zip(names, ("CMYK", "L", "RGB", "RGBA", "P", "RGB")):
+        Image.fromarray(pixels).convert(mode).save(folder / name)
+    Image.fromarray(pixels).save(folder / "turned.jpg", exif=turned)
+    os.rename(folder / "umlaut \u00fc.webp", os.fsencode(folder) + b"/no text \xff.webp")
+    say_of(capsys, folder, "--out", tmp_path / "shards")
+    shards = ShardedImages.open(tmp_path / "shards")
+    lines = (tmp_path / "shards" / "sources.txt").read_bytes().split(b"\n")[:-1]
+    assert len(shards) == len(lines) == 7
+    for i, line in enumerate(lines):
+        path = os.path.join(os.fsencode(folder), line.replace(b"\\n", b"\n"))
+        assert shards.encoded(i) == Path(os.fsdecode(path)).read_bytes()
+        assert torch.equal(shards.decode(i), decode(os.fsdecode(path)))
+    assert sorted(tuple(shards.decode(i).shape) for i in range(7)) == 6 * [(3, 20, 30)] + [(3, 30, 20)]
 
 
 def test_training_finds_shards_where_it_finds_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from stec.core.files import whole
 from stec.core.shards import IN_USE, INDEX, Location, ShardIndex, check_name, check_url, read_index
 from stec.core.shards.files import PIECE, local_path
-from stec.core.shards.folder import replace
 
 
 def members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -20,13 +20,16 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
     """
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                check_name(member.name, source=path)
-                if not member.isreg():
-                    raise ValueError(f"{path}: {member.name} is a link or no plain file; write the shard again")
-                yield member.name, member.offset_data, member.size
-    except tarfile.TarError as error:
-        raise ValueError(f"{path} is no whole tar file ({error}); copy it again") from error
+            inside = [(member.name, member.isreg(), member.offset_data, member.size) for member in tar]
+    except Exception as error:  # of whatever kind tarfile meets in headers: wrong numbers, names, endless nesting
+        raise ValueError(f"{path} is no whole tar file ({str(error)[:200]!r}); copy it again") from error
+    for name, plain, offset, size in inside:
+        check_name(name, source=path)
+        if not plain:
+            raise ValueError(f"{path}: {name[:100]!a} is a link or no plain file; write the shard again")
+        if size < 0 or offset + size > path.stat().st_size:
+            raise ValueError(f"{path}: {name[:100]!a} ends beyond the file; copy it again")
+        yield name, offset, size
 
 
 def verify(index: ShardIndex, *, progress: Callable[[int, int], None] | None = None) -> None:
@@ -66,8 +69,9 @@ def locate(folder: Path, url: str | None, *, cache_bytes: int) -> None:
         sizes = [shard["bytes"] for shard in index["shards"]]
         if cache_bytes < (least := min(sum(sizes), IN_USE * max(sizes))):
             raise ValueError(
-                f"a cache of {cache_bytes / 1e9:g} GB is too small: {min(len(sizes), IN_USE)} shards are in use at "
-                f"once; give at least {least / 1e9:g} GB (--cache-gb)"
+                f"{folder}: a cache of {cache_bytes / 1e9:g} GB is too small: {min(len(sizes), IN_USE)} shards are in "
+                f"use at once; give at least {least / 1e9:g} GB (--cache-gb)"
             )
     index["location"] = None if url is None else Location(url, cache_bytes)._asdict()
-    replace(folder / INDEX, json.dumps(index).encode())
+    with whole(folder / INDEX) as file:
+        file.write(json.dumps(index).encode())

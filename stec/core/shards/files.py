@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stec.core.files import put
 from stec.core.shards import IN_USE, Shard, ShardIndex, check_size
 
 CACHE, FETCHING = "cache", "fetching"  # folders beside the index, for shards that are fetched
@@ -116,13 +117,14 @@ def _fetch(url: str, path: Path, part: Path, wanted: Shard) -> None:
             while piece := source.read(PIECE):
                 digest.update(piece)
                 file.write(piece)
+            if digest.hexdigest() == wanted.sha256:
+                put(file, path)
     except Exception as error:  # of curl, gsutil, the system: whatever the scheme of the address needs
         part.unlink(missing_ok=True)
         raise ValueError(f"{url} cannot be fetched ({error}); see that it is there and may be read") from error
     if digest.hexdigest() != wanted.sha256:
         part.unlink()
         raise ValueError(f"{url} has another checksum than its index says; upload it again")
-    os.replace(part, path)
 
 
 def webdataset_part(module: str, name: str) -> Callable[..., Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -11,12 +12,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from stec.core.inert import named
+
 FORMAT = 1
 INDEX = "shards.json"
 TABLE = "samples.npy"
 JOURNAL = "shards.journal"  # what is there until the writing has finished
 SCHEMES = ("https", "http", "gs", "s3", "hf", "ais", "sftp", "ftps", "scp", "file")
 KEYS = {"format", "kind", "samples", "shards", "table", "digest", "details", "left_out", "location"}
+NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"  # of a shard: in its folder, and plain
 
 
 class Shard(NamedTuple):
@@ -57,10 +61,8 @@ class ShardIndex:
         path = Path(folder).expanduser()
         index = read_index(path)
         if kind is not None and index["kind"] != kind:
-            raise ValueError(f"{path} holds shards of {index['kind']}, not of {kind}; name another folder")
+            raise ValueError(f"{path} holds shards of {named([index['kind']])}, not of {kind}; name another folder")
         shards = tuple(Shard(*(item[field] for field in Shard._fields)) for item in index["shards"])
-        for shard in shards:
-            check_name(shard.name, source=path / INDEX)
         location = None if index["location"] is None else Location(**index["location"])
         if location:
             check_url(location.url, source=path / INDEX)
@@ -95,26 +97,75 @@ def read_index(folder: Path) -> dict[str, Any]:
     try:
         index: dict[str, Any] = json.loads(file.read_bytes())
         version = index["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is torn or not of this package ({error}); copy it again") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is torn or not of this package ({str(error)[:200]!r}); copy it again") from error
     if version != FORMAT:
-        raise ValueError(f"{file} is of format {version}, this stec reads {FORMAT}; write the shards again")
-    if missing := sorted(KEYS - index.keys()):
-        raise ValueError(f"{file} does not have {', '.join(missing)}; copy it again")
+        shown = named([str(version)])
+        raise ValueError(f"{file} is of format {shown}, this stec reads {FORMAT}; write the shards again")
+    if wrong := _fault(index):
+        raise ValueError(f"{file} {wrong}; copy it again")
     return index
+
+
+def _fault(index: dict[str, Any]) -> str | None:
+    """What an index lacks, or holds that none has."""
+    if missing := sorted(KEYS - index.keys()):
+        return f"does not have {', '.join(missing)}"
+    kinds = {
+        "kind": str,
+        "samples": int,
+        "shards": list,
+        "table": str,
+        "digest": str,
+        "details": dict,
+        "left_out": list,
+    }
+    for key, kind in kinds.items():
+        if type(index[key]) is not kind:
+            return f"has a {key} that is no {kind.__name__}"
+    names = set()
+    for item in index["shards"]:
+        if not isinstance(item, dict) or item.keys() != set(Shard._fields):
+            return f"has a shard without {', '.join(Shard._fields)}"
+        name, samples, size, digest = (item[field] for field in Shard._fields)
+        if not isinstance(name, str) or not re.fullmatch(NAME, name) or name in names:
+            return f"names a shard {named([str(name)])}, which is twice there or no plain name in its folder"
+        if not (type(samples) is type(size) is int and samples > 0 and 0 < size < 1 << 62 and isinstance(digest, str)):
+            return f"tells no samples, bytes and checksum of {name}"
+        names.add(name)
+    where = index["location"]
+    if where is not None and not (
+        isinstance(where, dict)
+        and where.keys() == set(Location._fields)
+        and isinstance(where["url"], str)
+        and type(where["cache_bytes"]) is int
+    ):
+        return "has a location without url and cache_bytes"
+    if not names or not all(isinstance(line, str) for line in index["left_out"]):
+        return "names no shards, or things that are no names under left_out"
+    return None
+
+
+def check_names(index: ShardIndex, *keys: str) -> None:
+    """ValueError where the details of an index do not hold a list of names under each of `keys`."""
+    for key in keys:
+        names = index.details.get(key)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{index.folder / INDEX} holds no list of names under {key}; copy it again")
 
 
 def check_name(name: str, *, source: Path) -> None:
     """ValueError where a name, of a shard or of a member, would leave the folder that it is unpacked to."""
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-        raise ValueError(f"{source} names {name!r}, which leaves its folder; do not trust it, get it from its source")
+        shown = ascii(name[:100])
+        raise ValueError(f"{source} names {shown}, which leaves its folder; do not trust it, get it from its source")
 
 
 def check_url(url: str, *, source: Path) -> None:
     """ValueError for an address whose scheme is not known; "pipe:", say, would run a command that an index names."""
     if url.partition(":")[0] not in SCHEMES:
-        raise ValueError(f"{source}: {url!r} is no address to fetch from; there are {', '.join(SCHEMES)}")
+        raise ValueError(f"{source}: {url[:200]!a} is no address to fetch from; there are {', '.join(SCHEMES)}")
 
 
 def check_size(path: Path, shard: Shard) -> None:
@@ -129,13 +180,25 @@ def check_size(path: Path, shard: Shard) -> None:
 def _rows(folder: Path, index: dict[str, Any], shards: tuple[Shard, ...]) -> np.ndarray:
     """The table of samples, mapped; ValueError where it does not fit the index."""
     file = folder / TABLE
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != index["table"]:
-        raise ValueError(f"{file} is {'damaged' if file.is_file() else 'missing'}; copy it again")
-    rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; copy it again")
+    with file.open("rb") as content:
+        if hashlib.file_digest(content, "sha256").hexdigest() != index["table"]:
+            raise ValueError(f"{file} is damaged; copy it again")
+    try:
+        rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # of whatever kind numpy meets in a header that it did not write
+        raise ValueError(f"{file} is no table of samples ({str(error)[:200]!r}); copy it again") from error
     counts = [shard.samples for shard in shards]
-    if rows.ndim != 2 or rows.dtype != np.int64 or not len(rows) == sum(counts) == index["samples"]:
-        raise ValueError(f"{file} is {rows.dtype} {rows.shape} for {sum(counts)} samples; write the shards again")
+    if not isinstance(rows, np.memmap) or rows.dtype != np.int64 or rows.ndim != 2 or rows.shape[1] < 2:
+        raise ValueError(f"{file} is no table of whole numbers with two columns or more; write the shards again")
+    if not len(rows) == sum(counts) == index["samples"]:
+        raise ValueError(f"{file} has {len(rows)} rows, its index another number of samples; write the shards again")
     limits = np.repeat([shard.bytes for shard in shards], counts)
-    if outside := np.flatnonzero((rows[:, 0] < 0) | (rows[:, 1] < 0) | (rows[:, 0] + rows[:, 1] > limits)).tolist():
+    # Offset and size are compared one after the other: their sum may be more than an int64 holds.
+    offsets, sizes = rows[:, 0], rows[:, 1]
+    if outside := np.flatnonzero(
+        (offsets < 0) | (offsets > limits) | (sizes < 1) | (sizes > limits - offsets)
+    ).tolist():
         raise ValueError(f"{file}: sample {outside[0]} lies outside its shard; write the shards again")
     return rows

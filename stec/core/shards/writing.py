@@ -17,10 +17,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
+from stec.core.files import full_disk, only_writer, sweep, whole
+from stec.core.inert import named
 from stec.core.shards import FORMAT, INDEX, JOURNAL, TABLE, Shard, read_index
 from stec.core.shards.checks import members
 from stec.core.shards.files import webdataset_part
-from stec.core.shards.folder import full_disk, only_writer, replace, sync_folder
+from stec.core.shards.journal import append, is_whole, read_journal
 
 SOURCES = "sources.txt"  # for people: the source of each sample, a line each, in the order of the table
 
@@ -87,33 +89,39 @@ def write_shards(
     """Write sources as shards of about `shard_bytes` in an order drawn from `seed`, going on where a run stopped.
 
     Raises ValueError where sources are broken, after trying all of them, unless `skip_broken`; where the folder holds
-    finished shards of something else; and where another run is writing to it.
+    files that are no shards, or finished shards of something else; and where another run is writing to it.
     """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; need at least 1")
     planned = plan(sources.sizes, shard_bytes=shard_bytes, seed=seed)
     digests = [_digest([f"{i} {sources.names[i]} {sources.identity[i]}" for i in shard]) for shard in planned]
     digest = _digest([sources.kind, json.dumps(sources.details, sort_keys=True), *digests])
     done = 0
     lines: list[dict[str, Any]] = []
     broken: list[str] = []
-    with full_disk(folder), only_writer(folder):
+    with full_disk(folder), only_writer(folder, doing="writing shards to"):
         if (folder / INDEX).is_file():
             old = read_index(folder)
             if old["digest"] != digest or (old["left_out"] and not skip_broken):
                 raise ValueError(f"{folder} holds shards of other sources or settings; choose another folder (--out)")
+            _clean(folder, old["shards"])  # of a run that was killed just before it did
             return Written(folder, len(planned), len(planned), tuple(old["left_out"]))
-        kept = _journal(folder)
+        if not (folder / JOURNAL).is_file() and (other := sorted(path.name for path in folder.iterdir())):
+            raise ValueError(f"{folder} holds other files, such as {named(other[:3])}; choose an empty folder (--out)")
+        sweep(folder, "shard-*.tar", SOURCES, TABLE, INDEX)
+        kept = read_journal(folder / JOURNAL)
         resumed = 0
         for number, (chosen, mark) in enumerate(zip(planned, digests)):
             name = f"shard-{number:06d}.tar"
             line = kept.get(name)
-            if line and _is_whole(folder, line, mark) and (skip_broken or not line["left_out"]):
+            if line and is_whole(folder, line, mark) and (skip_broken or not line["left_out"]):
                 resumed += 1
             else:
                 line = _write(sources, chosen, folder / name, workers=workers, first=done, progress=progress)
                 line["digest"] = mark
                 broken += line["left_out"]
                 if skip_broken or not line["left_out"]:
-                    _append(folder / JOURNAL, line)
+                    append(folder / JOURNAL, line)
             lines.append(line)
             done += len(chosen)
             if progress:
@@ -138,10 +146,9 @@ def _write(
 ) -> dict[str, Any]:
     """One shard, as the journal speaks of it; broken sources are listed and left out."""
     writer = webdataset_part("writer", "TarWriter")
-    part = path.with_name(f"{path.name}.part")
     rows: dict[str, tuple[int, tuple[int, ...], int]] = {}  # of each content's member: source, row, header
     left_out: list[str] = []
-    with part.open("wb") as file, ThreadPoolExecutor(workers) as pool:
+    with whole(path) as file, ThreadPoolExecutor(workers) as pool:
         hashed = _Hashed(file)
         with writer(hashed, encoder=False, mtime=0, user="", group="") as tar:
             for start in range(0, len(chosen), 64):  # not all at once, for memory's sake
@@ -157,15 +164,13 @@ def _write(
                 if progress:
                     progress(first + start + len(some), len(sources.names))
         file.flush()
-        os.fsync(file.fileno())
-    found = {name: place for name, *place in members(part)}
+        found = {name: place for name, *place in members(Path(file.name))}
+        size = file.tell()
     table = []
     for name, (_, row, skip) in rows.items():
-        offset, size = found[name]
-        table.append([offset + skip, size - skip, *row])
-    shard = Shard(path.name, len(table), part.stat().st_size, hashed.digest.hexdigest())
-    os.replace(part, path)
-    sync_folder(path.parent)
+        offset, length = found[name]
+        table.append([offset + skip, length - skip, *row])
+    shard = Shard(path.name, len(table), size, hashed.digest.hexdigest())
     return {**shard._asdict(), "rows": table, "sources": [i for i, *_ in rows.values()], "left_out": left_out}
 
 
@@ -189,18 +194,16 @@ def _try(read: Callable[[int], Sample], i: int) -> Sample | str:
 
 
 def _finish(sources: Sources, folder: Path, lines: list[dict[str, Any]], digest: str) -> None:
-    """Put the table and then the index in place; what only an unfinished folder has goes."""
+    """Put the table and then the index in place."""
     rows = [row for line in lines for row in line["rows"]]
     if not rows:
         raise ValueError(f"none of {len(sources.names)} sources can be read: {lines[0]['left_out'][0]}")
     order = [sources.names[i] for line in lines for i in line["sources"]]
-    replace(folder / SOURCES, b"".join(os.fsencode(name.replace("\n", "\\n")) + b"\n" for name in order))
-    with (folder / f"{TABLE}.part").open("wb") as file:
+    with whole(folder / SOURCES) as file:
+        file.writelines(os.fsencode(name.replace("\n", "\\n")) + b"\n" for name in order)
+    with whole(folder / TABLE) as file:
         np.save(file, np.array(rows, dtype=np.int64))
-        file.flush()
-        os.fsync(file.fileno())
-    table = hashlib.sha256((folder / f"{TABLE}.part").read_bytes()).hexdigest()
-    os.replace(folder / f"{TABLE}.part", folder / TABLE)
+    table = hashlib.sha256((folder / TABLE).read_bytes()).hexdigest()
     index = {
         "format": FORMAT,
         "kind": sources.kind,
@@ -212,38 +215,19 @@ def _finish(sources: Sources, folder: Path, lines: list[dict[str, Any]], digest:
         "left_out": [reason for line in lines for reason in line["left_out"]],
         "location": None,
     }
-    replace(folder / INDEX, json.dumps(index).encode())
-    (folder / JOURNAL).unlink(missing_ok=True)
-    known = {line["name"] for line in lines}
+    with whole(folder / INDEX) as file:
+        file.write(json.dumps(index).encode())
+    _clean(folder, lines)
+
+
+def _clean(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """Remove what only an unfinished folder has, and shards that are not the index's."""
+    known = {shard["name"] for shard in shards}
     for path in folder.glob("shard-*.tar*"):
         if path.name not in known:
             path.unlink()
-
-
-def _journal(folder: Path) -> dict[str, dict[str, Any]]:
-    """The shards that an interrupted run finished, by name; a torn line ends them."""
-    (folder / JOURNAL).touch()
-    lines: dict[str, dict[str, Any]] = {}
-    for text in (folder / JOURNAL).read_bytes().splitlines(keepends=True):
-        try:
-            line = json.loads(text) if text.endswith(b"\n") else {}
-            lines[line["name"]] = line
-        except (ValueError, KeyError, TypeError):
-            continue
-    return lines
-
-
-def _append(journal: Path, line: dict[str, Any]) -> None:
-    """A line more; it begins on a line of its own where the last one was torn."""
-    with journal.open("ab") as file:
-        file.write(b"\n" + json.dumps(line).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _is_whole(folder: Path, line: dict[str, Any], digest: str) -> bool:
-    path = folder / line["name"]
-    return line["digest"] == digest and path.is_file() and path.stat().st_size == line["bytes"]
+    sweep(folder, SOURCES, TABLE, INDEX)
+    (folder / JOURNAL).unlink(missing_ok=True)
 
 
 def _digest(lines: Sequence[str]) -> str:
