@@ -1,15 +1,19 @@
-"""Images from shards against single files, in images per second of one core: python -m recipes.bench.shards.
+"""Images and speech from shards against single files, for each second of one core: python -m recipes.bench.shards.
 
   python -m recipes.bench.shards --root ImageNet/val --out speed.json
   python -m recipes.bench.shards --root tiny-imagenet/train --size 64 --libraries
+  python -m recipes.bench.shards --corpus data/LibriSpeech
 
 The images below --root are written as shards (checked and hashed, as recipes.shards does it), then read in turn in the
 same run: bytes alone and, as pretraining does, decoded and cropped twice; from their files and from the shards.
 With --libraries, bytes also come from webdataset's own pipeline over the same shards and from litdata's chunks of the
 same images, both shuffled their own way, and litdata's loader is resumed in the middle of an epoch; they must be
-installed. A core is a second of processor time of this process, which reads without workers; the kernel's part of
-reading counts. Files lie in the system's cache after the first pass, so this measures what reading costs a processor,
-not a disk: on a disk that seeks, or over a network, single files cost more.
+installed. The utterances below --corpus (16 kHz, mono) are prepared and written as shards and as WAV files; their
+windows then come in turn from the files as they were, from WAV files, from the prepared corpus and from the shards.
+
+A core is a second of processor time of this process, which reads without workers; the kernel's part of reading counts.
+Files lie in the system's cache after the first pass, so this measures what reading costs a processor, not a disk: on a
+disk that seeks, or over a network, single files cost more.
 
 Nothing else should run meanwhile: the last line says how much processor time other programs took.
 """
@@ -29,19 +33,23 @@ import tyro
 from rich.progress import Progress
 
 from recipes import records
+from recipes.bench import audio as speech_bench
 from recipes.bench import shards_peers as peers
+from recipes.bench import shards_speech
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.run import check_writable
-from recipes.terminal import CONSOLE, say, table
+from recipes.terminal import CONSOLE, command, say, table
+from stec.audio.shards import SpeechShards, speech_sources
 from stec.core.batches import EpochBatches
 from stec.core.shards import ShardBatches
-from stec.core.shards.writing import write_shards
+from stec.core.shards.writing import Sources, write_shards
 from stec.vision.folder import ImageFiles, image_folder
 from stec.vision.shards import ShardedImages, image_sources
 from stec.vision.streaming import CroppedPairs, streaming_loader
 from stec.vision.views import SIMCLR_IMAGENET
 
 FILES, SHARDS, WEBDATASET, LITDATA = "files", "shards", "webdataset", "litdata"
+AUDIO, WAV, CORPUS = "single files", "single WAV files", "prepared corpus"
 VIEWS = ", two crops"
 BATCH = 32
 
@@ -50,9 +58,11 @@ BATCH = 32
 class Arguments:
     """What to measure."""
 
-    root: Path  # a folder of images, at any depth
-    limit: int = 2048  # files at most, the first by name
+    root: Path | None = None  # a folder of images, at any depth
+    corpus: Path | None = None  # a folder of 16 kHz mono files, or LibriSpeech
+    limit: int = 2048  # image files at most, the first by name
     size: int = 224  # pixels of the views
+    window: int = 20_480  # samples of the windows
     shard_mb: float = 8.0  # of a shard, about: small, so that there are several
     rounds: int = 5  # samples of each, in turn
     libraries: bool = False  # also webdataset's and litdata's own reading
@@ -60,82 +70,132 @@ class Arguments:
 
 
 class Found(NamedTuple):
-    """What was measured."""
+    """What was measured on images, or on windows of speech."""
 
-    core: dict[str, float]  # images for each second of processor time, of each arm
+    unit: str
+    data: str
+    core: dict[str, float]  # of each arm, for each second of processor time
     writing: dict[str, tuple[float, int]]  # seconds of processor time, and bytes, of each way of writing
     resumed: dict[str, str]  # what litdata's loader did
     others: float  # cores that other programs took meanwhile
 
 
-def measure(files: ImageFiles, folder: Path, arguments: Arguments, advance: Callable[[], None]) -> Found:
-    """Median rates over passes through the same images, one arm after the other in turn."""
-    writing: dict[str, tuple[float, int]] = {}
-    shard_bytes = int(arguments.shard_mb * 1e6)
+def write(sources: Sources, folder: Path, arguments: Arguments) -> tuple[float, int]:
+    """Write shards: seconds of processor time, and bytes."""
     begin = time.process_time()
-    write_shards(image_sources(files), folder / SHARDS, shard_bytes=shard_bytes)
-    writing[SHARDS] = time.process_time() - begin, peers.size_of(folder / SHARDS)
-    shards = ShardedImages.open(folder / SHARDS)
+    write_shards(sources, folder, shard_bytes=int(arguments.shard_mb * 1e6))
+    return time.process_time() - begin, peers.size_of(folder)
+
+
+def rates(work: dict[str, Callable[[], int]], rounds: int) -> tuple[dict[str, float], float]:
+    """What each reads for each second of processor time, the median of samples in turn; and others' cores."""
+    found: dict[str, list[float]] = {name: [] for name in work}
+    with Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress:
+        task = progress.add_task("reading", total=(rounds + 1) * len(work))
+
+        def read(name: str) -> None:
+            begin = time.process_time()
+            count = work[name]()
+            found[name].append(count / (time.process_time() - begin))
+            progress.advance(task)
+
+        start, before = time.perf_counter(), processor_seconds()
+        in_turn({name: lambda name=name: read(name) for name in work}, rounds)  # type: ignore[misc]
+        elapsed, after = time.perf_counter() - start, processor_seconds()
+    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
+    return {name: statistics.median(each[1:]) for name, each in found.items()}, max(0.0, others)  # the first warms up
+
+
+def images(arguments: Arguments, root: Path, scratch: Path) -> Found:
+    """All passes through the same images. ValueError where there are too few."""
+    files = image_folder(root.expanduser(), labelled=False)
+    if len(files) < BATCH:
+        raise ValueError(f"{root} has {len(files)} images; need at least {BATCH}")
+    files = files.select(torch.arange(min(arguments.limit, len(files))))
+    writing = {SHARDS: write(image_sources(files), scratch / SHARDS, arguments)}
+    shards = ShardedImages.open(scratch / SHARDS)
     arms = {FILES: peers.from_files(files), SHARDS: peers.from_shards(shards)}
     resumed: dict[str, str] = {}
     if arguments.libraries:
         arms[WEBDATASET] = peers.from_webdataset(shards)
         begin = time.process_time()
-        arms[LITDATA] = peers.from_litdata(files, folder / LITDATA, shard_bytes)
-        writing[LITDATA] = time.process_time() - begin, peers.size_of(folder / LITDATA)
+        arms[LITDATA] = peers.from_litdata(files, scratch / LITDATA, int(arguments.shard_mb * 1e6))
+        writing[LITDATA] = time.process_time() - begin, peers.size_of(scratch / LITDATA)
         for after in (1, 2):
-            outcome = peers.litdata_resumes(folder / LITDATA, workers=1, workers_after=after, at=3)
+            outcome = peers.litdata_resumes(scratch / LITDATA, workers=1, workers_after=after, at=3)
             resumed[f"litdata, stopped with 1 worker, resumed with {after}"] = outcome
-    work = {name: lambda arm=arm: [sum(len(content) for content, _ in arm(0))] for name, arm in arms.items()}
+    work = {name: samples(arm) for name, arm in arms.items()}
+    for name, source in ((FILES, files), (SHARDS, shards)):
+        work[name + VIEWS] = cropped(source, arguments.size)
+    core, others = rates(work, arguments.rounds)
+    return Found("images", f"{len(files)} images of {root.name}", core, writing, resumed, others)
+
+
+def samples(arm: peers.Arm) -> Callable[[], int]:
+    """An epoch of bytes; returns the images."""
+    return lambda: sum(1 for _ in arm(0))
+
+
+def windows(arm: shards_speech.Arm) -> Callable[[], int]:
+    """An epoch of batches; returns the windows."""
+    return lambda: sum(len(batch) for batch in arm())
+
+
+def cropped(source: ImageFiles | ShardedImages, size: int) -> Callable[[], int]:
+    """An epoch of pairs of crops as pretraining reads them; returns the images."""
     law = SIMCLR_IMAGENET
-    for name, images in ((FILES, files), (SHARDS, shards)):
-        pairs = CroppedPairs(images, arguments.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
-        order = EpochBatches(len(files), batch_size=BATCH, seed=0)
-        if isinstance(images, ShardedImages):
-            order = ShardBatches(images.shard, batch_size=BATCH, seed=0)
-        loader = streaming_loader(pairs, order, workers=0, pin_memory=False)
-        work[name + VIEWS] = lambda loader=loader: [len(batch.x) for batch in loader]
-    spent: dict[str, list[float]] = {name: [] for name in work}
+    pairs = CroppedPairs(source, size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
+    order = EpochBatches(len(source), batch_size=BATCH, seed=0)
+    if isinstance(source, ShardedImages):
+        order = ShardBatches(source.shard, batch_size=BATCH, seed=0)
+    loader = streaming_loader(pairs, order, workers=0, pin_memory=False)
+    return lambda: sum(len(batch.x) for batch in loader)
 
-    def read(name: str) -> None:
-        begin = time.process_time()
-        work[name]()
-        spent[name].append(time.process_time() - begin)
-        advance()
 
-    start, before = time.perf_counter(), processor_seconds()
-    in_turn({name: lambda name=name: read(name) for name in work}, arguments.rounds)  # type: ignore[misc]
-    elapsed, after_all = time.perf_counter() - start, processor_seconds()
-    others = ((after_all[0] - before[0]) - (after_all[1] - before[1])) / elapsed
-    whole = len(files) // BATCH * BATCH
-    counts = {name: len(files) if name in (WEBDATASET, LITDATA) else whole for name in work}
-    core = {name: counts[name] / statistics.median(found[1:]) for name, found in spent.items()}  # the first warms up
-    return Found(core, writing, resumed, max(0.0, others))
+def speech(arguments: Arguments, folder: Path, scratch: Path) -> Found:
+    """All passes through the same windows. ValueError where files are not at 16 kHz and mono."""
+    found = speech_bench.speech(speech_bench.Arguments(folder=folder.expanduser()), scratch)
+    writing = {SHARDS: write(speech_sources(found.corpus), scratch / "speech-shards", arguments)}
+    paths, window = [file.path for file in found.files], arguments.window
+    shards = SpeechShards.open(scratch / "speech-shards")
+    kind = ", ".join(sorted({path.suffix.lstrip(".").upper() for path in paths}))
+    arms = {
+        f"{AUDIO} ({kind})": shards_speech.from_audio(paths, found.corpus, window),
+        WAV: shards_speech.from_audio(shards_speech.write_wav(paths, scratch / "wav"), found.corpus, window),
+        CORPUS: shards_speech.from_corpus(found.corpus, window),
+        SHARDS: shards_speech.from_corpus(shards, window),
+    }
+    work = {name: windows(arm) for name, arm in arms.items()}
+    core, others = rates(work, arguments.rounds)
+    return Found("windows", found.name, core, writing, {}, others)
+
+
+def of_shards(found: Found, arm: str) -> float:
+    """The rate of shards that an arm's is held against."""
+    return found.core[SHARDS + VIEWS if arm.endswith(VIEWS) else SHARDS]
 
 
 def results(found: Found) -> list[records.Result]:
     """The ratios of shards over everything else, with the rates."""
     rows = []
     for name, rate in found.core.items():
-        ours = SHARDS + VIEWS if name.endswith(VIEWS) else SHARDS
-        if name != ours:
+        if not name.startswith(SHARDS):
             details: dict[str, object] = {
-                "shards, images/s of one core": round(found.core[ours]),
-                f"{name}, images/s of one core": round(rate),
+                f"shards, {found.unit}/s of one core": round(of_shards(found, name)),
+                f"{name}, {found.unit}/s of one core": round(rate),
+                "data": found.data,
                 "other programs, cores": round(found.others, 2),
             }
-            rows.append(records.Result(f"shards over {name}", round(found.core[ours] / rate, 3), "cpu", details))
+            ratio = round(of_shards(found, name) / rate, 3)
+            rows.append(records.Result(f"{found.unit}: shards over {name}", ratio, "cpu", details))
     return rows
 
 
-def show(found: Found, count: int, name: str) -> None:
+def show(found: Found) -> None:
     """The rates, the ratios, what writing took, and what resuming did."""
-    say(f"{count} images of {name}")
-    lines = []
-    for arm, rate in found.core.items():
-        ours = found.core[SHARDS + VIEWS if arm.endswith(VIEWS) else SHARDS]
-        lines.append([arm, f"{rate:,.0f}", f"{ours / rate:.2f}"])
-    table(["read", "images/s", "shards over it"], lines, title="images/s of one core")
+    say(found.data)
+    lines = [[arm, f"{rate:,.0f}", f"{of_shards(found, arm) / rate:.2f}"] for arm, rate in found.core.items()]
+    table(["read", f"{found.unit}/s", "shards over it"], lines, title=f"{found.unit}/s of one core")
     written = [[arm, f"{seconds:.2f}", f"{size / 1e6:.1f}"] for arm, (seconds, size) in found.writing.items()]
     table(["written", "s of one core", "MB"], written, title="writing")
     for what, outcome in found.resumed.items():
@@ -146,46 +206,44 @@ def show(found: Found, count: int, name: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """The command line; ValueError for a user's mistake."""
     arguments = tyro.cli(Arguments, args=argv, prog="python -m recipes.bench.shards", description=__doc__)
+    if arguments.root is None and arguments.corpus is None:
+        raise ValueError(
+            "what is to be read? give --root, a folder of images, or --corpus, one of audio files, or both"
+        )
     if arguments.rounds < 1 or arguments.size < 1 or arguments.limit < BATCH:
         raise ValueError(f"rounds and size must be at least 1, limit at least {BATCH}")
     if arguments.out:
         check_writable(arguments.out.parent)
-    files = image_folder(arguments.root.expanduser(), labelled=False)
-    if len(files) < BATCH:
-        raise ValueError(f"{arguments.root} has {len(files)} images; need at least {BATCH}")
-    files = files.select(torch.arange(min(arguments.limit, len(files))))
     start = time.perf_counter()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
+    found: list[Found] = []
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="stec-shards-") as scratch,
-            Progress(console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as progress,
-        ):
-            task = progress.add_task("reading", total=(arguments.rounds + 1) * (6 if arguments.libraries else 4))
-            found = measure(files, Path(scratch), arguments, lambda: progress.advance(task))
+        with tempfile.TemporaryDirectory(prefix="stec-shards-") as scratch:
+            if arguments.root is not None:
+                found.append(images(arguments, arguments.root, Path(scratch)))
+            if arguments.corpus is not None:
+                found.append(speech(arguments, arguments.corpus, Path(scratch)))
     finally:
         torch.set_num_threads(threads)
-    show(found, len(files), arguments.root.name)
+    for each in found:
+        show(each)
     if arguments.out:
         record = records.record(
             method="speed",
-            preset="imagenet-resnet50-stec",
-            data=f"{len(files)} images of {arguments.root.name}",
+            preset="imagenet-resnet50-stec" if arguments.root else "cpc",
+            data="; ".join(each.data for each in found),
             seed=0,
             seconds=time.perf_counter() - start,
-            results=results(found),
-            settings={"size": arguments.size, "shard_mb": arguments.shard_mb, "rounds": arguments.rounds},
+            results=[row for each in found for row in results(each)],
+            settings={name: getattr(arguments, name) for name in ("size", "window", "shard_mb", "rounds")},
             stage="bench",
         )
         records.write([record], arguments.out)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as mistake:
-        sys.exit(f"error: {mistake}")
+    command(main)
     if "litdata" in sys.modules:  # 0.2.76 leaves something behind that keeps the interpreter from ending
         sys.stdout.flush()
         os._exit(0)
