@@ -10,6 +10,7 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from torch.nn.parallel import DistributedDataParallel
 
 # How long one process waits for another. One that died is noticed at once, since its connections close; this is for
 # a machine that fell silent or a process that hangs, and must be longer than any step, compilation included.
@@ -59,6 +60,33 @@ class Agreement:
                 f"some processes go on from step {-low}, others from {high}: "
                 "the run folder must be the same on all machines; start the command again once it is"
             )
+
+
+class OrderedGradients(lightning.Callback):
+    """Gradients of processes on CPUs are added in the order of the processes, so that a run can go on bit for bit.
+
+    DistributedDataParallel orders its buckets anew after a first step, and gloo begins each part of a bucket with
+    another process: three or more numbers would be added in another order after a resumption than without one.
+    """
+
+    def on_fit_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
+        model = trainer.strategy.model
+        if isinstance(model, DistributedDataParallel) and dist.get_backend() == dist.Backend.GLOO:
+            model.register_comm_hook(None, _mean_in_order)
+
+
+def _mean_in_order(
+    _: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
+    mine = bucket.buffer()
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, mine)
+    for part in parts[1:]:
+        parts[0] += part
+    mean: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    mean.set_result(parts[0] / len(parts))
+    return mean
 
 
 def _several() -> bool:

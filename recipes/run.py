@@ -18,11 +18,12 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from recipes.metrics import Events, MetricsFile
 from recipes.progress import EpochProgress
-from recipes.ranks import TIMEOUT, machines
+from recipes.ranks import TIMEOUT, OrderedGradients, machines
 from recipes.saving import MINUTES, Saver, WholeFiles, checkpoints
 from recipes.stopping import Signals, disk_failures, endings
 from recipes.terminal import say
-from stec.core.checkpoints import load_checkpoint, whole
+from stec.core.checkpoints import load_checkpoint
+from stec.core.files import whole
 from stec.core.learner import Learner
 
 
@@ -246,12 +247,14 @@ def fit(
                 MetricsFile(folder / "logs" / "metrics.csv", step=done),
                 Events(folder, name="", version="logs", purge_step=done + 1 if checkpoint else None),
             ],
-            callbacks=[*callbacks, saver, progress],
+            callbacks=[*callbacks, OrderedGradients(), saver, progress],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
             num_sanity_val_steps=0,
+            default_root_dir=folder,  # where lightning looks for what another of its programs left in a SLURM job
         )
+        signals.keep_from(trainer)
         batches.steps_done = lambda: trainer.global_step
         with endings(folder, trainer):
             trainer.fit(learner, loader, ckpt_path=checkpoint, weights_only=True)

@@ -15,7 +15,7 @@ from recipes.metrics import MetricsFile
 from recipes.progress import EpochProgress
 from recipes.ranks import Agreement
 from recipes.stopping import Signals, Stopped
-from stec.core.checkpoints import whole
+from stec.core.files import whole
 
 KEPT = 2  # checkpoints: the one before the last stays, should the last be torn
 MINUTES = 15.0  # between two checkpoints, where epochs are longer
@@ -51,7 +51,6 @@ class Saver(Checkpoint):
         self._due = 0
 
     def on_train_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
-        self.signals.take()
         self._agreement = Agreement()
         self._agreement.check_same(trainer.global_step)
         self.saved = trainer.global_step
@@ -105,7 +104,15 @@ class Saver(Checkpoint):
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, that of the last step first; of others than ours, the newest first."""
-    return sorted(folder.glob("*.ckpt"), key=lambda path: (step_of(path), path.stat().st_mtime), reverse=True)
+    return sorted(folder.glob("*.ckpt"), key=lambda path: (step_of(path), _written(path)), reverse=True)
+
+
+def _written(path: Path) -> float:
+    """When; 0 where the first process has removed it since."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def step_of(path: Path) -> int:

@@ -35,14 +35,12 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # no other may
-            self._before = {kind: signal.getsignal(kind) for kind in self._kinds}
-        self.take()
+            self._before = {kind: signal.signal(kind, self._note) for kind in self._kinds}
         return self
 
-    def take(self) -> None:
-        """Make them ours, also after lightning took them: it would save within a step, and ask others within theirs."""
-        for kind in self._before:
-            signal.signal(kind, self._note)
+    def keep_from(self, trainer: lightning.Trainer) -> None:
+        """Leave them to us: lightning would save within a step, in a place of its own, and ask others within theirs."""
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from stec.core.identity import SimCLR
 from stec.core.manipulation import BinnedActions, RegressedActions
 from stec.core.networks import mlp
 from stec.core.objective import STECObjective, encode
+from stec.core.shards import ShardBatches
 
 WORLD = 2
 
@@ -86,8 +88,22 @@ def part_of_gather(rank: int) -> dict[str, list[Tensor]]:
     return {"rows": [rows.detach()], "gradient": [local.grad], "mean": [mean]}
 
 
+def orders() -> dict[str, EpochBatches]:
+    """23 rows in batches of 8: two, and 7 rows that fill no third."""
+    return {
+        "any": EpochBatches(23, batch_size=8, seed=3),
+        "shards": ShardBatches(torch.arange(23) // 5, batch_size=8, seed=3, mixed=2),
+    }
+
+
 def part_of_batches(rank: int) -> dict[str, list[Tensor]]:
-    return {"batches": list(EpochBatches(20, batch_size=6, seed=3))}
+    """The rows of this process; and whether it refused a batch of 9, which would leave one a row more than another."""
+    found = {name: list(batches) for name, batches in orders().items()}
+    try:
+        list(EpochBatches(23, batch_size=9, seed=3))
+    except ValueError as error:
+        found["refused"] = [torch.tensor(f"does not divide among {dist.get_world_size()} processes" in str(error))]
+    return found
 
 
 def work(rank: int, part: Callable[[int], dict[str, list[Tensor]]], world: int, port: int, folder: str) -> None:
@@ -127,7 +143,13 @@ def test_gather_returns_the_gradient_to_where_a_row_came_from(tmp_path: Path) ->
         assert found["mean"][0].item() == pytest.approx(15.0 if rank == 0 else 1.0)  # their mean: (3 * 10 + 2) / 4
 
 
-def test_processes_share_a_batch(tmp_path: Path) -> None:
-    one = [batch.tolist() for batch in EpochBatches(20, batch_size=6, seed=3)]
-    parts = [[batch.tolist() for batch in found["batches"]] for found in run(part_of_batches, tmp_path)]
-    assert [a + b for a, b in zip(*parts)] == one
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_share_every_batch_evenly_and_all_drop_the_rest(world: int, tmp_path: Path) -> None:
+    """No last batch is uneven: none is seen twice, and what one process leaves out of an epoch all leave out."""
+    found = run(part_of_batches, tmp_path, world=world)
+    for name, batches in orders().items():
+        parts = [[batch.tolist() for batch in process[name]] for process in found]
+        assert {len(batch) for part in parts for batch in part} == {8 // world}
+        assert [[*chain(*together)] for together in zip(*parts)] == [batch.tolist() for batch in batches]
+        assert len({row for part in parts for batch in part for row in batch}) == 16
+    assert [bool(process["refused"][0]) for process in found] == world * [True]

@@ -1,29 +1,25 @@
-"""Runs that end early: asked by a signal, put back into SLURM's queue, without their disk, without one of their own."""
+"""Runs that end early: asked by a signal, or without their disk. SLURM: test_slurm.py, processes: test_ranks.py."""
 
+import contextlib
 import functools
 import json
 import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import IMAGES, SignalsItself, check_equal, finish, log_of, start, state
+from killing import IMAGES, SignalsItself, await_rows, check_equal, finish, log_of, start, state
 
 from recipes.metrics import MetricsFile
-from recipes.ranks import machines
 from recipes.run import check_writable
-from stec.core.checkpoints import whole
-
-SLOW = pytest.mark.skipif("STEC_SLOW" not in os.environ, reason="half a minute: set STEC_SLOW")
+from stec.core.files import whole
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +27,6 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     finish("images", folder)
     return folder
-
-
-def await_rows(folder: Path, n: int, alive: Callable[[], bool]) -> None:
-    """Wait until the log of the losses has n rows."""
-    log = folder / "logs" / "metrics.csv"
-    while not log.is_file() or len(log.read_text().splitlines()) <= n:
-        assert alive(), log_of(folder)
-        time.sleep(0.002)
 
 
 def await_state(process: ForkServerProcess, folder: Path, rows: int) -> None:
@@ -58,33 +46,6 @@ def test_sigterm_finishes_the_step_saves_and_tells(unbroken: Path, tmp_path: Pat
         assert state(folder)["global_step"] == step + 1
         told = f"SIGTERM: step {step + 1} is saved; go on with --resume {folder}"
         assert (told in log_of(folder)) == (step < 19)
-    check_equal(folder, unbroken)
-
-
-def fake_slurm(folder: Path, code: int = 0) -> dict[str, str]:
-    """The environment of a SLURM job whose `scontrol` writes down how it is called."""
-    tool = folder / "bin" / "scontrol"
-    tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {folder}/calls\necho no such job >&2\nexit {code}\n')
-    tool.chmod(0o755)
-    job = {"SLURM_JOB_ID": "1234", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1"}
-    place = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "stec"}
-    return {**job, **place, "PATH": f"{tool.parent}:{os.environ['PATH']}"}
-
-
-@pytest.mark.parametrize(("received", "code"), [("SIGUSR1", 0), ("SIGUSR1", 1), ("SIGTERM", 0)])
-def test_a_slurm_job_saves_and_is_queued_again(received: str, code: int, unbroken: Path, tmp_path: Path) -> None:
-    """As `sbatch --signal=SIGUSR1@90` asks for it. SIGTERM is `scancel`, or pre-emption, which queues by itself."""
-    folder = tmp_path / "run"
-    asked = SignalsItself(signal.Signals[received], 5, fake_slurm(tmp_path, code))
-    process = start("images", folder, before=asked)
-    process.join(240)
-    assert process.exitcode == 128 + signal.Signals[received], log_of(folder)
-    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
-    assert calls == ("requeue 1234\n" if received == "SIGUSR1" else "")
-    told = {0: "job 1234 is back in the queue", 1: "job 1234 could not be put back into the queue (no such job)"}
-    assert (told[code] in log_of(folder)) == (received == "SIGUSR1")
-    finish("images", folder)
     check_equal(folder, unbroken)
 
 
@@ -127,6 +88,50 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(unbroken: Path, tmp_
     assert f".ckpt: File too large. The run stopped. step={there}.ckpt is kept" in told
     assert f"go on with --resume {folder}" in told
     assert state(folder)["global_step"] == there
+    finish("images", folder, resume=True)
+    check_equal(folder, unbroken)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 20 MB; skipped where none may be mounted."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "stec", place], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"may not mount a small disk ({getattr(error, 'stderr', error)!r})")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Write until nothing more fits."""
+    with contextlib.suppress(OSError), (disk / "filler").open("ab", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+def test_a_disk_that_fills_up_stops_the_run_until_there_is_room(small_disk: Path, unbroken: Path) -> None:
+    """The same on a file system without a byte left."""
+    folder = small_disk / "run"
+    folder.with_suffix(".log").symlink_to(small_disk.parent / "log")  # the error itself finds room
+    process = start("images", folder, "--checkpoint-minutes", "0")
+    await_state(process, folder, 2)
+    while process.is_alive():  # what the run itself removes is filled, too
+        fill(small_disk)
+    process.join()
+    assert process.exitcode == 1, log_of(folder)
+    there = state(folder)["global_step"]
+    assert f": No space left on device. The run stopped. step={there}.ckpt is kept" in log_of(folder)
+    assert not list(folder.rglob("*.part"))
+    finish_in_vain = start("images", folder, resume=True)
+    finish_in_vain.join(240)
+    assert finish_in_vain.exitcode == 1
+    assert state(folder)["global_step"] == there
+    (small_disk / "filler").unlink()
     finish("images", folder, resume=True)
     check_equal(folder, unbroken)
 
@@ -195,123 +200,6 @@ def test_rows_after_the_checkpoint_and_torn_ones_are_taken_back(tmp_path: Path, 
     assert path.read_bytes() == before[: before.index(b"9,")]
     second.log_metrics({"loss": 9 / 7, "lr": 0.1}, step=9)
     assert path.read_bytes() == before
-
-
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
-def elastic(rank: int, port: int) -> dict[str, str]:
-    """What torchrun --nproc-per-node 2 tells each process."""
-    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_WORLD_SIZE": 1}
-    place = {"GROUP_RANK": 0, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "none"}
-    return {name: str(value) for name, value in {**numbers, **place}.items()}
-
-
-def two_processes(folder: Path, *more: str, sigterm: int | None = None) -> list[ForkServerProcess]:
-    """A run of two processes, as torchrun starts them; the second is sent SIGTERM after some steps."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    steps = (-1, -1 if sigterm is None else sigterm)
-    before = [SignalsItself(signal.SIGTERM, steps[rank], elastic(rank, port)) for rank in range(2)]
-    return [start("images", folder, "--devices", "2", *more, before=each) for each in before]
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> Iterator[tuple[Path, list[ForkServerProcess]]]:
-    folder = tmp_path / "run"
-    processes = two_processes(folder, "--epochs", "500")
-    yield folder, processes
-    for process in processes:
-        process.kill()
-        process.join()
-
-
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_process_that_dies_ends_the_others_with_an_error(
-    dies: int, pair: tuple[Path, list[ForkServerProcess]]
-) -> None:
-    folder, processes = pair
-    await_rows(folder, 3, lambda: all(process.is_alive() for process in processes))
-    processes[dies].kill()
-    began = time.monotonic()
-    processes[1 - dies].join(60)
-    assert processes[1 - dies].exitcode == 1, log_of(folder)
-    assert time.monotonic() - began < 60
-    assert f"another process of this run died or fell silent (seen by process {1 - dies}:" in log_of(folder)
-    assert "step=4.ckpt is kept" in log_of(folder) or "go on with --resume" in log_of(folder)
-
-
-def test_sigterm_to_one_process_stops_both_after_the_same_step(tmp_path: Path) -> None:
-    """And resumed, the two repeat what two that nobody stopped do."""
-    folder, whole_run = tmp_path / "run", tmp_path / "whole"
-    processes = two_processes(folder, sigterm=6)
-    for process in processes:
-        process.join(240)
-    assert [process.exitcode for process in processes] == [143, 0], log_of(folder)
-    assert state(folder)["global_step"] == 7
-    for place in (folder, whole_run):
-        for process in (processes := two_processes(place)):
-            process.join(240)
-        assert [process.exitcode for process in processes] == [0, 0], log_of(place)
-    check_equal(folder, whole_run)
-
-
-def test_machines_and_processes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machines(2) == 1
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "3"}.items():
-        monkeypatch.setenv(name, value)
-    assert machines(4) == 3
-    with pytest.raises(ValueError, match="torchrun started 4 processes on this machine, and the run has 1: give --dev"):
-        machines(1)
-
-
-@SLOW
-@pytest.mark.parametrize("launcher", ["lightning", "torchrun", "two machines"])
-def test_launchers(launcher: str, tmp_path: Path) -> None:
-    """Real commands: one process is killed, the job ends within a minute, names the death and leaves none behind."""
-    folder = tmp_path / "run"
-    train = ["-m", "recipes.vision.pretrain", *IMAGES.split(), "--epochs", "100", "--out", str(folder), "--go-on"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = [sys.executable, "-m", "torch.distributed.run"]
-    meet = ["--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "stec"]
-    commands = {
-        "lightning": [[sys.executable, *train, "--devices", "2"]],
-        "torchrun": [[*run, "--nproc-per-node", "2", *train, "--devices", "2"]],
-        "two machines": 2 * [[*run, *meet, "--nproc-per-node", "1", *train, "--devices", "1"]],
-    }[launcher]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with folder.with_suffix(".log").open("w") as log:
-        started = [subprocess.Popen(words, stdout=log, stderr=log, env=environment) for words in commands]
-        await_rows(folder, 12, lambda: all(process.poll() is None for process in started))
-        workers = [pid for pid, words in processes_of(folder) if "torch.distributed.run" not in words]
-        assert len(workers) == 2
-        os.kill(max(workers), signal.SIGKILL)
-        began = time.monotonic()
-        for process in started:
-            assert process.wait(60) != 0
-        print(f"{launcher}: ended after {time.monotonic() - began:.1f} s")
-    while processes_of(folder):
-        assert time.monotonic() - began < 60
-        time.sleep(0.1)
-    assert "SIGKILL" in log_of(folder) or "terminated with code -9" in log_of(folder)
-
-
-def processes_of(folder: Path) -> list[tuple[int, str]]:
-    """The processes whose command names the folder."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                dead = (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-            except OSError:
-                continue
-            if str(folder) in words and not dead:
-                found.append((int(entry.name), words))
-    return found
 
 
 def test_checkpoint_minutes_are_kept_beside_the_settings(unbroken: Path) -> None:

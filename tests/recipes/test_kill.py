@@ -14,6 +14,7 @@ from killing import KINDS, KillsItself, check_equal, differences, finish, log_of
 from tones import make_speech
 
 from recipes.run import last_checkpoint
+from recipes.saving import checkpoints
 
 KILLS = int(os.environ.get("STEC_KILLS", "1"))
 
@@ -45,16 +46,17 @@ def unbroken(kind: str, runs: Path, corpus: Path) -> Path:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments(kind: str, runs: Path, corpus: Path, tmp_path: Path) -> None:
-    """With a checkpoint at every read of the losses, also within epochs."""
+    """With a checkpoint at every read of the losses; at least one kill is followed by a start within an epoch."""
     whole = unbroken(kind, runs, corpus)
+    epoch = state(whole)["global_step"] // 5
     longest = float(whole.with_suffix(".seconds").read_text())
     draw = random.Random(f"{kind} {KILLS}")
     more = [*words(kind, corpus), "--checkpoint-minutes", "0"]
     kills, attempt, taken_up = 0, 0, []
-    while kills < KILLS:
+    while kills < KILLS or not any(step % epoch for step in taken_up):
         folder, attempt = tmp_path / f"run{attempt}", attempt + 1
         done = False
-        while not done and kills < KILLS:
+        while not done and (kills < KILLS or not any(step % epoch for step in taken_up)):
             began = time.monotonic()
             process = start(kind, folder, *more)
             process.join(draw.uniform(0.1, 0.9) * longest)
@@ -112,6 +114,27 @@ def test_damaged_checkpoints_and_torn_rows(runs: Path, corpus: Path, tmp_path: P
     assert "is damaged: its checksum differs" in log_of(folder)
     assert "going on from step=8.ckpt" in log_of(folder)
     check_equal(folder, unbroken("images", runs, corpus))
+
+
+def test_the_gradient_scaler_goes_on(runs: Path, corpus: Path, tmp_path: Path) -> None:
+    """In fp16, killed where the scale has left its start, and the count of good steps its 0."""
+    folder, scalers = tmp_path / "run", []
+    for nth in (5, 1, 2):
+        start("fp16", folder, "--checkpoint-minutes", "0", before=KillsItself(nth)).join(240)
+        scalers.append(state(folder)["MixedPrecision"])
+    finish("fp16", folder)
+    check_equal(folder, unbroken("fp16", runs, corpus))
+    assert all(scaler["scale"] < 2.0**18 for scaler in scalers)  # gradients overflowed, and steps were left out
+    assert any(scaler["_growth_tracker"] for scaler in scalers)
+    assert len({scaler["scale"] for scaler in [*scalers, state(folder)["MixedPrecision"]]}) > 1
+
+
+def test_checkpoints_that_another_process_removes_are_passed_over(tmp_path: Path) -> None:
+    """The first removes old ones while others look for the last."""
+    for step in (8, 12):
+        (tmp_path / f"step={step}.ckpt").write_bytes(b"")
+    (tmp_path / "step=4.ckpt").symlink_to(tmp_path / "gone")
+    assert [path.stem for path in checkpoints(tmp_path)] == ["step=12", "step=8", "step=4"]
 
 
 def test_one_command_starts_goes_on_and_leaves_a_finished_run_alone(runs: Path, corpus: Path) -> None:
