@@ -46,6 +46,15 @@ def gather(local: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "wb *rest"]:
     return result
 
 
+def mean(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The mean over processes, added in float64: in whatever order, and of equal values exactly that value."""
+    if world_size() == 1:
+        return values
+    wide = values.double()
+    dist.all_reduce(wide)
+    return (wide / world_size()).to(values.dtype)
+
+
 def part_of_mean(mean: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tensor, ""]:
     """Rescale the mean over `count` local items, so that its mean over processes is the mean over all items.
 
@@ -53,6 +62,13 @@ def part_of_mean(mean: Float[Tensor, ""], count: Int[Tensor, ""]) -> Float[Tenso
     """
     if world_size() == 1:
         return mean
-    total = count.detach().clone()
-    dist.all_reduce(total)
-    return mean * (count.double() * world_size() / total.clamp(min=1)).to(mean.dtype)
+    return mean * (count.double() * world_size() / total(count).clamp(min=1)).to(mean.dtype)
+
+
+def total(count: Int[Tensor, ""]) -> Int[Tensor, ""]:
+    """The sum of a count over processes."""
+    if world_size() == 1:
+        return count
+    everywhere = count.detach().clone()
+    dist.all_reduce(everywhere)
+    return everywhere

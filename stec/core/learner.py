@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from stec.core import distributed
 from stec.core.actions import ViewPair, step_seed
 from stec.core.checkpoints import FORMAT
-from stec.core.diagnostics import CollapsedFeatures, CollapseWatch, Diagnosed, describe
+from stec.core.diagnostics import ROWS, CollapsedFeatures, CollapseWatch, Diagnosed, describe
 from stec.core.micro import MicroBatches, Statistics
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
@@ -39,8 +39,8 @@ class Learner(lightning.LightningModule):
 
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
     `check_every` steps, because reading waits for the device; between two reads nothing does. Each read also logs
-    `diagnostics` of the last step alone (`stec.core.diagnostics`): the spread of its features, and what models tell of
-    themselves, as means over processes of the local values. Features that collapse are warned of once
+    `diagnostics` of the last step alone (`stec.core.diagnostics`): the spread of its features over all processes, and
+    what models tell of themselves, as means over processes. Features that collapse are warned of once
     (`CollapseWatch`).
 
     The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `micro_batch`
@@ -158,10 +158,7 @@ class Learner(lightning.LightningModule):
             return
         described = self._describe()
         steps = len(self._trace)
-        read = torch.cat([*self._trace, *(value.float().reshape(1) for value in described.values())])
-        if distributed.world_size() > 1:
-            torch.distributed.all_reduce(read)
-            read /= distributed.world_size()
+        read = distributed.mean(torch.cat([*self._trace, *(value.float().reshape(1) for value in described.values())]))
         read, self._trace, self._latest = read.cpu(), [], ()
         trace = read[: steps * len(self.names)].view(steps, -1)
         self._finite(trace)
@@ -188,7 +185,8 @@ class Learner(lightning.LightningModule):
     @torch.no_grad()
     def _describe(self) -> dict[str, Tensor]:
         """The diagnostics of the last step, on the device; a name that two models use has the model's before it."""
-        found = describe(*self._latest)
+        rows = -(-ROWS // distributed.world_size())  # of each process: they are described together
+        found = describe(*(distributed.gather(view[:rows]) for view in self._latest))
         for name, model in self.objective.models.items():
             for module in model.modules():
                 if isinstance(module, Diagnosed):
@@ -221,10 +219,8 @@ class Learner(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the terms that are not read yet: a resumed run reads them when an unbroken one does; called by all."""
-        if self._trace and distributed.world_size() > 1:
-            trace = torch.stack(self._trace)
-            torch.distributed.all_reduce(trace)
-            self._trace = list(trace / distributed.world_size())
+        if self._trace:
+            self._trace = list(distributed.mean(torch.stack(self._trace)))
         trace = torch.stack(self._trace).cpu() if self._trace else torch.empty(0, len(self.names))
         self._finite(trace)
         # A finite loss can have had a gradient that is not: weights that a NaN has reached are not written.

@@ -43,10 +43,10 @@ class BinnedActions(InverseModel):
         return distributed.part_of_mean(binned_nll(logits, bins, pair.valid), pair.valid.sum())
 
     def diagnostics(self) -> dict[str, Float[Tensor, ""]]:
-        """On the last batch, "accuracy/NAME" of each component, and "majority/NAME", the share of its commonest bin."""
+        """Of the last batch of all processes, "accuracy/NAME" of each component, and "majority/NAME" of its bins."""
         if self._latest is None:
             return {}
-        score = bin_score(*self._latest)
+        score = bin_score(*(distributed.gather(part) for part in self._latest))
         names = self.components or tuple(str(i) for i in range(len(score.accuracy)))
         if len(names) != len(score.accuracy):
             raise ValueError(f"components are {', '.join(names)}; the head reads {len(score.accuracy)}: name each")

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stec.core import distributed
 from stec.core.optim import warmup_cosine
 
 # A block of similarities holds this many numbers: 64 MiB of float32.
@@ -254,13 +255,14 @@ class OnlineProbe(nn.Module):
     def loss_and_accuracy(self, features: Float[Tensor, "b f"], labels: Int[Tensor, " b"]) -> OnlineScore:
         """Cross-entropy in nats and accuracy, both means over the labelled rows; those labelled -1 do not count.
 
+        Of several processes each gives its part, the mean of which over processes is that over all labelled rows.
         Without labelled rows the loss is exactly 0, with gradients of 0. Nothing here waits for the device.
         """
         logits = self(features).float()
-        labelled = (labels != -1).sum()
-        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / labelled.clamp(min=1)
+        world, labelled = distributed.world_size(), distributed.total((labels != -1).sum())
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") * world / labelled.clamp(min=1)
         correct = (logits.argmax(dim=1) == labels).sum()
-        return OnlineScore(loss, correct / labelled, labelled)
+        return OnlineScore(loss, correct * world / labelled, labelled)
 
 
 @torch.no_grad()
