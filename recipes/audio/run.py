@@ -211,8 +211,9 @@ def pretrain(
     resume: bool = False,
     quiet: bool = False,
     checkpoint_minutes: float | None = None,
+    callbacks: Sequence[lightning.Callback] = (),
 ) -> Outcome:
-    """Train to the end, from the start or from the last checkpoint of `folder`."""
+    """Train to the end, from the start or from the last checkpoint of `folder`; `callbacks` look on."""
     quieten()
     config = dataclasses.replace(config, precision=precision(config))
     check_config(config)
@@ -263,6 +264,7 @@ def pretrain(
             progress=progress,
             resume=resume,
             checkpoint_minutes=checkpoint_minutes,
+            callbacks=callbacks,
         )
     return Outcome(learner, checkpoint, seconds, len(batches))
 

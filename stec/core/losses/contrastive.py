@@ -40,12 +40,13 @@ class _InfoNCE(torch.autograd.Function):
             logits = queries[part] @ keys.T
             if excluded is not None:
                 logits.scatter_(1, excluded[part, None], -torch.inf)
-            positive = logits.gather(1, positives[part, None])
-            log_z = logits.logsumexp(dim=1, keepdim=True)
-            nll += (log_z - positive).sum()
+            log_p = logits.log_softmax(dim=1)  # one pass over the block where logsumexp and a difference take six
+            del logits
+            positive = log_p.gather(1, positives[part, None])
+            nll -= positive.sum()
             if not (need_queries or need_keys):
                 continue
-            d = logits.sub_(log_z).exp_()
+            d = log_p.exp_()
             d.scatter_add_(1, positives[part, None], torch.full_like(positive, -1.0))
             if d_queries is not None:
                 torch.mm(d, keys, out=d_queries[part])
