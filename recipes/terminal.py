@@ -44,9 +44,10 @@ def command(main: Callable[[], object], *further: type[Exception], interrupted: 
     So does Ctrl+C, with what was raised for it or else `interrupted`. Messages can hold names of files and their
     words: they are shown, not obeyed.
     """
+    mistakes: tuple[type[Exception], ...] = (ValueError, *further)
     try:
         main()
-    except (ValueError, *further) as mistake:
+    except mistakes as mistake:
         sys.exit(visible(f"error: {mistake}"))
     except KeyboardInterrupt as interruption:
         sys.exit(visible(str(interruption) or interrupted))
