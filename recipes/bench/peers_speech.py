@@ -16,6 +16,7 @@ from recipes.audio.run import precision
 from recipes.bench.audio import train
 from recipes.bench.peers_step import count
 from recipes.bench.speech_peers import PermutedInfoNCE, pair_of
+from stec.core.memory import keep_freed_memory
 from stec.core.objective import Features
 
 
@@ -41,6 +42,8 @@ class SpeechWork:
             ).to(where)
             self.step = train(config, pair, lambda f: loss(*f.x), encoder=encoder, loss=loss)
         else:
+            if where.type == "cpu":
+                keep_freed_memory()  # as recipes.run.fit does
             loss = networks.objective(config, 0).to(where)
             self.step = train(config, pair, self._loss_of(loss, pair), encoder=encoder, loss=loss)
         self.units = batch

@@ -24,6 +24,7 @@ from recipes.vision.presets import preset
 from stec.core.actions import ViewPair
 from stec.core.batches import EpochBatches
 from stec.core.losses import nt_xent
+from stec.core.memory import keep_freed_memory
 from stec.core.objective import STECObjective, encode
 from stec.vision.data import ImageSet, ResidentLoader
 from stec.vision.encoders import prefers_channels_last
@@ -163,6 +164,8 @@ class StepWork:
         else:
             batches = drawn(images.to(device), batch)
         if arm in ("stec", "stec-actions"):
+            if device.type == "cpu":
+                keep_freed_memory()  # as recipes.run.fit does
             self.network = OfStec(actions=arm == "stec-actions").to(device)
             two_views, generator = TwoViews(law, networks.COPIES["exact"]), torch.Generator().manual_seed(0)
             self.nt_xent = lambda z, z_prime: nt_xent(z, z_prime, TEMPERATURE)

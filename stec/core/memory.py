@@ -1,0 +1,23 @@
+"""What the C allocator does with the memory that a training step on a CPU frees."""
+
+import ctypes
+import functools
+import platform
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # of mallopt, in glibc's malloc.h
+_STEP = 64 << 20  # bytes that the heap grows by at least
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let this process keep all that it frees for what it allocates next; False where the allocator is not glibc's.
+
+    glibc hands blocks of more than 32 MB back to the system as soon as they are freed. Activations of images on a CPU
+    are as large, so that every step gets fresh pages, which the kernel clears: on two cores a ResNet-18 step of 256
+    views of 32 pixels takes 1.3 times as long in float32, and 1.2 times in bf16. The price is the peak: blocks of many
+    sizes fit each other's places less well (a third more there), and what was once taken stays with the process.
+    Numbers do not change. Of the whole process, for good: for programs that train, not for libraries.
+    """
+    if platform.system() != "Linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return False
+    return all(libc.mallopt(*option) for option in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, _STEP)))
