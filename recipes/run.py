@@ -25,7 +25,7 @@ from recipes.terminal import say
 from stec.core.checkpoints import load_checkpoint
 from stec.core.files import whole
 from stec.core.learner import Learner
-from stec.core.memory import keep_freed_memory
+from stec.core.memory import keep_freed_memory, return_freed_memory
 
 
 class Batches(Protocol):
@@ -226,8 +226,8 @@ def fit(
     if checkpoint_minutes is None:
         there = _read_json(folder) if resume and (folder / "config.json").is_file() else {}
         checkpoint_minutes = float(there.get("checkpoint_minutes", MINUTES))
-    if not torch.cuda.is_available() and settings.get("micro_batch") is None:  # else memory is what there is little of
-        keep_freed_memory()
+    if not torch.cuda.is_available():  # micro-batches are for where there is little of it
+        (keep_freed_memory if settings.get("micro_batch") is None else return_freed_memory)()
     start = time.monotonic()
     with disk_failures(folder), Signals() as signals:
         if is_first():

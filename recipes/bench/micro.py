@@ -24,6 +24,7 @@ from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.config import Config
 from recipes.vision.presets import preset
+from stec.core.memory import return_freed_memory
 from stec.core.micro import MicroBatches
 from stec.core.objective import encode
 
@@ -69,6 +70,8 @@ def step(config: Config, batch: int, micro_batch: int | None, device: torch.devi
 def work(arguments: Arguments) -> None:
     """Measure one step after a small one, and print it as JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        return_freed_memory()  # as training in micro-batches does; here in all
     config = configuration(arguments)
     batch = arguments.micro_batch // 2 if arguments.worker == "small" else arguments.batch
     micro = arguments.micro_batch if arguments.worker == "micro" else None
