@@ -5,7 +5,8 @@ fmt:     ; ruff check --fix . && ruff format .
 lint:    ; ruff check . && ruff format --check . && lint-imports
 types:   ; mypy
 test:    ; pytest
-bench:   ; python -m recipes.bench.vision && python -m recipes.bench.decoding && python -m recipes.bench.audio
+bench:   ; python -m recipes.bench.vision && python -m recipes.bench.decoding && python -m recipes.bench.audio \
+         && python -m recipes.bench.shards --root $(IMAGES) && python -m recipes.bench.peers  # IMAGES: any folder; pip install -e .[peers]
 golden:  ; STEC_GOLDEN=write pytest tests/recipes/test_golden.py
 docs:    ; python -m recipes.results.table --write README.md && python -m recipes.vision.ambiguity --out docs/official-label.png
 all:     lint types test
