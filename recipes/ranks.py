@@ -10,7 +10,10 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch.nn.parallel import DistributedDataParallel
+
+from stec.core.batchnorm import join_batchnorm
 
 # How long one process waits for another. One that died is noticed at once, since its connections close; this is for
 # a machine that fell silent or a process that hangs, and must be longer than any step, compilation included.
@@ -73,6 +76,16 @@ class OrderedGradients(lightning.Callback):
         model = trainer.strategy.model
         if isinstance(model, DistributedDataParallel) and dist.get_backend() == dist.Backend.GLOO:
             model.register_comm_hook(None, _mean_in_order)
+
+
+class JointStatistics(LayerSync):
+    """BatchNorm by the statistics of all processes; for CPUs, where lightning's `sync_batchnorm` cannot work."""
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        return join_batchnorm(model)
+
+    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
+        return model  # of one process they are plain ones
 
 
 def _mean_in_order(

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from recipes.metrics import Events, MetricsFile
 from recipes.progress import EpochProgress
-from recipes.ranks import TIMEOUT, OrderedGradients, machines
+from recipes.ranks import TIMEOUT, JointStatistics, OrderedGradients, machines
 from recipes.saving import MINUTES, Saver, WholeFiles, checkpoints
 from recipes.stopping import Signals, disk_failures, endings
 from recipes.terminal import say
@@ -242,8 +242,8 @@ def fit(
             devices=config.devices,
             num_nodes=nodes,
             strategy=DDPStrategy(timeout=TIMEOUT) if several else "auto",
-            plugins=[WholeFiles()],
-            sync_batchnorm=several and torch.cuda.is_available(),  # it has no CPU form
+            plugins=[WholeFiles(), *([JointStatistics()] if several and not torch.cuda.is_available() else [])],
+            sync_batchnorm=several and torch.cuda.is_available(),
             precision=precision,
             max_epochs=config.epochs,
             logger=[

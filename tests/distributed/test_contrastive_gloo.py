@@ -16,7 +16,7 @@ B, LARGE, SMALL, STEPS, QUEUE = 8, 3, 2, 3, 41
 
 
 def head(width: int = 4) -> nn.Module:
-    """No BatchNorm: its statistics are SyncBatchNorm's business, which has no CPU form."""
+    """No BatchNorm: its statistics are test_batchnorm_gloo.py's business."""
     return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, width))
 
 

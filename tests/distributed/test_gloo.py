@@ -26,7 +26,7 @@ WORLD = 2
 
 
 def networks() -> tuple[nn.Module, STECObjective]:
-    """No BatchNorm: its statistics are SyncBatchNorm's business, which has no CPU form."""
+    """No BatchNorm: its statistics are test_batchnorm_gloo.py's business."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 5)).double()
     objective = STECObjective(

@@ -13,7 +13,7 @@ from stec.core.identity import BYOL, BarlowTwins, SimSiam, VICReg
 from stec.core.networks import MomentumEncoder, mlp
 from stec.core.objective import InverseModel, STECObjective, encode
 
-# No BatchNorm: its statistics are SyncBatchNorm's business, which has no CPU form.
+# No BatchNorm: its statistics are test_batchnorm_gloo.py's business.
 MODELS: dict[str, Callable[[], InverseModel]] = {
     "byol": lambda: BYOL(mlp(5, [], 4), mlp(4, [], 4), momentum=0.9),
     "byol without slow copies": lambda: BYOL(mlp(5, [], 4), mlp(4, [], 4), momentum=None),

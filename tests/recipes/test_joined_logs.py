@@ -53,13 +53,13 @@ class Rows:
 
 
 def train(folder: Path, world: int) -> None:
-    """A training in float64 without BatchNorm, whose statistics are SyncBatchNorm's business: it has no CPU form."""
+    """A training in float64, with BatchNorm in the encoder, a projector and the momentum encoder."""
     torch.set_num_threads(1)
     quieten()
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     models = {
-        "identity": SimCLR(mlp(5, [], 4), temperature=0.2),
+        "identity": SimCLR(mlp(5, [6], 4), temperature=0.2),
         "queue": MoCo(mlp(5, [], 4), temperature=0.3, queue=24, momentum=0.9, features=4),
         "variance": VICReg(mlp(5, [], 4), variance_weight=25.0),
         "manipulation": BinnedActions(mlp(10, [], 2 * 4), Bins.uniform(-2.0, 2.0, 4)),
@@ -67,7 +67,7 @@ def train(folder: Path, world: int) -> None:
     weights = {"identity": 1.0, "queue": 0.5, "variance": 0.1, "regulariser": 0.1, "manipulation": 2.0}
     batches = EpochBatches(N, batch_size=BATCH, seed=3)
     learner = Learner(
-        nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5)),
+        nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 5)),
         STECObjective(models, weights),
         views=views,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
