@@ -22,8 +22,8 @@ class MicroBatches:
     """An encoder that keeps the activations of at most `size` views, the features of all, in passes of equal size.
 
     `statistics` says what BatchNorm in the encoder normalises by. `"micro"`: the views of each micro-batch, so that the
-    encoder is the one of a smaller batch, as it is on several devices without synchronisation; synchronisation joins the
-    micro-batches of all processes. `"frozen"`: the running statistics, which then no longer move; for encoders that
+    encoder is the one of a smaller batch, as it is on several devices without synchronisation; where processes share
+    statistics, their micro-batches are joined. `"frozen"`: the running statistics, which then no longer move; for encoders that
     were trained before. Statistics of the whole batch would tie every layer of a micro-batch to all others, and need
     the memory that is to be saved. Without BatchNorm the two are the same, and equal to the plain encoder.
 
