@@ -23,9 +23,10 @@ class MicroBatches:
 
     `statistics` says what BatchNorm in the encoder normalises by. `"micro"`: the views of each micro-batch, so that the
     encoder is the one of a smaller batch, as it is on several devices without synchronisation; where processes share
-    statistics, their micro-batches are joined. `"frozen"`: the running statistics, which then no longer move; for encoders that
-    were trained before. Statistics of the whole batch would tie every layer of a micro-batch to all others, and need
-    the memory that is to be saved. Without BatchNorm the two are the same, and equal to the plain encoder.
+    statistics, their micro-batches are joined. `"frozen"`: the running statistics, which then no longer move; for
+    encoders that were trained before. Statistics of the whole batch would tie every layer of a micro-batch to all
+    others, and need the memory that is to be saved. Without BatchNorm the two are the same, and equal to the plain
+    encoder.
 
     Running statistics move once for each micro-batch, not again in the second pass; dropout repeats its draw.
 
