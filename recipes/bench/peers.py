@@ -121,7 +121,7 @@ def results(found: Found) -> list[records.Result]:
             f"{arm}, {found.part.unit}/s": round(facts["units"] / found.seconds(arm), 1),
             f"{arm}, s": f"{found.seconds(arm):.4g} ({min(times):.4g}-{max(times):.4g})",
         }
-        habits = [str(facts[key]) for key in ("memory format", "precision") if key in facts]
+        habits = [str(facts[key]) for key in ("memory format", "precision", "freed memory") if key in facts]
         return told | ({f"{arm}, as": ", ".join(habits)} if habits else {})
 
     for arm in found.arms:
@@ -185,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
                 "rounds": arguments.rounds,
                 "batch": arguments.batch,
                 "quick": arguments.quick,
+                "all keep freed memory": arguments.keep,
                 "left out": "; ".join(line for part in parts for line in part.left_out),
                 **versions(parts),
             },

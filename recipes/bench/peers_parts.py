@@ -33,6 +33,7 @@ class Arguments:
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")  # of the step
     workers: int | None = None  # of the step's loaders of images; 0 on a CPU, all cores but one with a GPU
     pairs: tuple[int, ...] = (128, 4096)  # of the loss
+    keep: bool = False  # let every arm of steps and speech keep freed memory on a CPU, as ours do (stec.core.memory)
     others: float = 0.15  # cores that others may use during a sample
     patience: float = 120.0  # seconds that waiting and samples thrown away may take in all
     quick: bool = False  # few and small, in place of the numbers above: to see that it runs, not to measure
@@ -94,9 +95,13 @@ def step(arguments: Arguments) -> list[Part]:
             "probes": probes,
         }
         names = ["stec", "stec-actions", "torchvision", "lightly", "kornia"]
-        arms = [arm(name, "peers_step:StepWork", cores(), **settings) for name in names]
+        arms = [arm(name, "peers_step:StepWork", cores(), **settings, keep=_keep(name, arguments)) for name in names]
         parts.append(Part(f"step {precision}", arms, "pairs", law=law_of(32), size=32, probes=probes))
     return parts
+
+
+def _keep(name: str, arguments: Arguments) -> bool:
+    return arguments.keep or name.startswith("stec")
 
 
 def loss(arguments: Arguments) -> list[Part]:
@@ -130,7 +135,7 @@ def speech(arguments: Arguments) -> list[Part]:
     small = {"batch": 2, "window": 3200, "channels": 32} if arguments.quick else {}
     settings = {"batch": 8, "window": 20_480, "channels": 512, "compiled": arguments.compiled, **small}
     names = ["stec", "stec-default", "greedy-infomax"]
-    arms = [arm(name, "peers_speech:SpeechWork", cores(), **settings) for name in names]
+    arms = [arm(name, "peers_speech:SpeechWork", cores(), **settings, keep=_keep(name, arguments)) for name in names]
     return [Part("speech step", arms, "windows")]
 
 

@@ -25,9 +25,11 @@ class SpeechWork:
 
     lead = 0
 
-    def __init__(self, arm: str, batch: int, window: int, channels: int, compiled: bool) -> None:
+    def __init__(self, arm: str, batch: int, window: int, channels: int, compiled: bool, keep: bool) -> None:
         torch.manual_seed(0)
         where = device()
+        if keep and where.type == "cpu":
+            keep_freed_memory()  # as recipes.run.fit does
         config = preset("cpc" if arm == "stec-default" else "gim")
         if arm != "stec-default":
             config = dataclasses.replace(config, precision="32-true")
@@ -42,8 +44,6 @@ class SpeechWork:
             ).to(where)
             self.step = train(config, pair, lambda f: loss(*f.x), encoder=encoder, loss=loss)
         else:
-            if where.type == "cpu":
-                keep_freed_memory()  # as recipes.run.fit does
             loss = networks.objective(config, 0).to(where)
             self.step = train(config, pair, self._loss_of(loss, pair), encoder=encoder, loss=loss)
         self.units = batch

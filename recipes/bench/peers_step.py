@@ -146,10 +146,14 @@ class OfStec(nn.Module):
 
 
 class StepWork:
-    """A training step a piece. `workers` serve the arms that make views by the image."""
+    """A training step a piece. `workers` serve arms that make views by the image; `keep`: `keep_freed_memory`."""
 
-    def __init__(self, arm: str, precision: str, batch: int, folder: str | None, workers: int, probes: int) -> None:
+    def __init__(
+        self, arm: str, precision: str, batch: int, folder: str | None, workers: int, probes: int, keep: bool
+    ) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if keep and device.type == "cpu":
+            keep_freed_memory()  # as recipes.run.fit does
         torch.manual_seed(0)
         images, law = images_of(folder, max(N_IMAGES, 2 * batch), SIZE), law_of(SIZE)
         make = PIPELINES["stec" if arm == "stec-actions" else arm]
@@ -164,8 +168,6 @@ class StepWork:
         else:
             batches = drawn(images.to(device), batch)
         if arm in ("stec", "stec-actions"):
-            if device.type == "cpu":
-                keep_freed_memory()  # as recipes.run.fit does
             self.network = OfStec(actions=arm == "stec-actions").to(device)
             two_views, generator = TwoViews(law, networks.COPIES["exact"]), torch.Generator().manual_seed(0)
             self.nt_xent = lambda z, z_prime: nt_xent(z, z_prime, TEMPERATURE)
@@ -192,6 +194,7 @@ class StepWork:
             "parameters of the projector": count(self.network.projector),
             "memory format": "channels last" if getattr(self.network, "channels_last", False) else "channels first",
             "device": device.type,
+            "freed memory": "kept" if keep else "returned",
         }
 
     def _one_pass(self, x: Tensor, x_prime: Tensor) -> Tensor:

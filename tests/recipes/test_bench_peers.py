@@ -326,7 +326,7 @@ def test_all_forms_of_nt_xent_agree_in_value_and_gradient(arm: str) -> None:
 @pytest.mark.parametrize("arm", ["stec", "stec-actions", "torchvision", "lightly", "kornia"])
 def test_every_step_trains_the_same_encoder(arm: str) -> None:
     need(arm)
-    work = StepWork(arm, "bfloat16" if arm == "stec" else "float32", 2, None, 0, 2)
+    work = StepWork(arm, "bfloat16" if arm == "stec" else "float32", 2, None, 0, 2, keep=False)
     assert (
         work.facts["parameters of the encoder"] == 11_168_832
     )  # torchvision's ResNet-18 with a 3x3 stem, no classifier
@@ -341,7 +341,7 @@ def test_every_step_trains_the_same_encoder(arm: str) -> None:
 
 
 def test_greedy_infomax_trains_the_same_network_as_ours() -> None:
-    works = [SpeechWork(arm, 2, 3200, 32, False) for arm in ("stec", "greedy-infomax", "stec-default")]
+    works = [SpeechWork(arm, 2, 3200, 32, False, keep=False) for arm in ("stec", "greedy-infomax", "stec-default")]
     assert check_models({str(i): work.facts for i, work in enumerate(works)}) == []
     assert [work.facts["precision"] for work in works[:2]] == ["32-true", "32-true"]
     for work in works:
