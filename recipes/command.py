@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from recipes import records
+from recipes.metrics import last_row
 from recipes.run import Outcome, holds_checkpoints, is_first
 from recipes.terminal import say
 
@@ -57,16 +58,20 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     outcome = modality.pretrain(config, folder, resume=resume, checkpoint_minutes=minutes)
     if not is_first():
         return outcome
-    if not outcome.learner.last:
+    last: dict[str, float] = outcome.learner.last
+    seconds: float | None = outcome.seconds
+    if not last and not (folder / "results.json").is_file():  # it was killed between its end and its results
+        last, seconds = last_row(folder / "logs" / "metrics.csv", outcome.learner.names), None
+    if not last:
         say(f"this run was finished already. Now: {modality.then} {outcome.checkpoint}")
         return outcome
     results = [
         records.Result("accuracy", round(value, 4), "online")
         if name == "online"
         else records.Result(name, round(value, 4), "training", {"unit": "nats"})
-        for name, value in outcome.learner.last.items()
+        for name, value in last.items()
     ]
-    record = modality.record_of(config, results, seconds=outcome.seconds, stage="pretrain", resumed=resume)
+    record = modality.record_of(config, results, seconds=seconds, stage="pretrain", resumed=resume)
     records.update([record], folder / "results.json")
     say(f"{outcome.seconds:.0f} s. Now: {modality.then} {outcome.checkpoint}")
     return outcome

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,12 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.summary.writer import event_file_writer
 
 from stec.core.files import whole
+
+
+def last_row(path: Path, names: Sequence[str]) -> dict[str, float]:
+    """What was logged last under these names; nothing where there is no row with all of them."""
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+    return {name: float(rows[-1][name]) for name in names} if rows and set(names) <= rows[-1].keys() else {}
 
 
 class MetricsFile(Logger):
@@ -32,7 +39,9 @@ class MetricsFile(Logger):
             lines = path.read_text(errors="replace").splitlines(keepends=True)
             if lines and not lines[-1].endswith("\n"):
                 lines.pop()  # torn by a loss of power, or a full disk
-            rows = [row for row in csv.DictReader(lines) if (row["step"] or "").isdigit() and int(row["step"]) <= step]
+            read = csv.DictReader(line.replace("\0", "") for line in lines)
+            whole_rows = [row for row in read if None not in row and None not in row.values()]  # a field for each name
+            rows = [row for row in whole_rows if row.get("step", "").isdecimal() and int(row["step"]) <= step]
         self._columns = list(rows[0]) if rows else []
         path.parent.mkdir(parents=True, exist_ok=True)
         text = io.StringIO(newline="")

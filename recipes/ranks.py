@@ -22,6 +22,11 @@ TIMEOUT = timedelta(minutes=5)
 _LOST = ("gloo", "nccl", "tcpstore", "connection closed", "connection reset", "broken pipe")  # when one is gone
 
 
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machines(devices: int) -> int:
     """Number of machines that torchrun or SLURM started this command on; 1 without them.
 

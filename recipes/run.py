@@ -1,5 +1,6 @@
 """What a pretraining run is, whatever the modality: a folder with settings, logs and checkpoints; taken up again."""
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -7,7 +8,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from recipes.saving import MINUTES, Saver, WholeFiles, checkpoints
 from recipes.stopping import Signals, disk_failures, endings
 from recipes.terminal import say
 from stec.core.checkpoints import load_checkpoint
-from stec.core.files import whole
+from stec.core.files import only_writer, whole
 from stec.core.learner import Learner
 from stec.core.memory import keep_freed_memory, return_freed_memory
 
@@ -151,7 +152,9 @@ def last_checkpoint(folder: Path) -> Path:
             for complaint in torn:
                 say(f"{complaint}; going on from {path.name}")
             return path
-    raise ValueError(f"{folder} has no readable checkpoint; start again with another --out" + "".join(torn))
+    raise ValueError(
+        f"{folder} has no readable checkpoint; start again with another --out" + "".join(f"\n{t}" for t in torn)
+    )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -168,7 +171,10 @@ def _read_json(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is torn ({str(error)[:200]!r}); the checkpoints are unharmed") from error
+        raise ValueError(
+            f"{path} is torn ({str(error)[:200]!r}); the checkpoints are unharmed: remove it, and give the whole "
+            "command again, with --go-on"
+        ) from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is torn or of another version; the checkpoints are unharmed")
     return settings
@@ -185,15 +191,28 @@ def _sweep(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _only_run(folder: Path) -> Iterator[None]:
+    """ValueError where another run trains in the folder for 20 seconds more; workers of a killed one end after 5."""
+    if not is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder, doing="training in", patience=20.0):
+        yield
+
+
 def _take_up(settings: Mapping[str, Any], batches: Batches, folder: Path) -> tuple[Path, int]:
     """The checkpoint to go on from, and its step. ValueError where it was made with other settings or data."""
     checkpoint = last_checkpoint(folder)
     read = load_checkpoint(checkpoint)
-    batches.load_state_dict(read.record["batches"])
-    there = read.record["config"]
+    there, order = read.record.get("config"), read.record.get("batches")
+    if not isinstance(there, dict) or not isinstance(order, dict):
+        raise ValueError(f"{checkpoint} does not tell its settings and its data; use another one, or start again")
+    batches.load_state_dict(order)
     shared = [k for k in settings if k in there]  # what an older version did not have yet stands at its default
     if other := [f"{k} {there[k]} there, {settings[k]} here" for k in shared if settings[k] != there[k]]:
-        raise ValueError(f"{checkpoint.name} was made with other settings: {'; '.join(other)}")
+        raise ValueError(f"{checkpoint} was made with other settings: {'; '.join(other)}. Give those, or another --out")
     return checkpoint, read.step
 
 
@@ -222,14 +241,14 @@ def fit(
     settings: dict[str, Any] = learner.record["config"]
     nodes = machines(config.devices)
     several = nodes * config.devices > 1
-    checkpoint, done = _take_up(settings, batches, folder) if resume and holds_checkpoints(folder) else (None, 0)
-    if checkpoint_minutes is None:
-        there = _read_json(folder) if resume and (folder / "config.json").is_file() else {}
-        checkpoint_minutes = float(there.get("checkpoint_minutes", MINUTES))
     if not torch.cuda.is_available():  # micro-batches are for where there is little of it
         (keep_freed_memory if settings.get("micro_batch") is None else return_freed_memory)()
     start = time.monotonic()
-    with disk_failures(folder), Signals() as signals:
+    with _only_run(folder), disk_failures(folder), Signals() as signals:
+        checkpoint, done = _take_up(settings, batches, folder) if resume and holds_checkpoints(folder) else (None, 0)
+        if checkpoint_minutes is None:
+            there = _read_json(folder) if resume and (folder / "config.json").is_file() else {}
+            checkpoint_minutes = float(there.get("checkpoint_minutes", MINUTES))
         if is_first():
             _sweep(folder)
             if checkpoint is None:

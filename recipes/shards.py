@@ -59,6 +59,12 @@ def find(arguments: Arguments) -> Sources:
     if any((folder / name).is_file() for name in (corpus.INDEX, corpus.JOURNAL)):
         return speech_sources(Corpus.open(folder, verify=True))
     if arguments.data == "folder":
+        parts = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
+        if len(parts) > 1:
+            raise ValueError(
+                f"{folder} holds {' and '.join(parts)}, which are no classes: write each, such as {folder / parts[0]} "
+                f"with --out SHARDS/{parts[0]}, and give --root SHARDS to what reads them"
+            )
         return image_sources(image_folder(folder, labelled=has_classes(folder)))
     files = imagenet if arguments.data == "imagenet" else tiny_imagenet
     return image_sources(files(folder, arguments.split))
@@ -86,7 +92,7 @@ def write(arguments: Arguments, out: Path) -> None:
     size = sum(shard.bytes for shard in index.shards)
     say(f"{out}: {len(index):,} samples of {index.kind} in {len(index.shards):,} shards, {size / 1e6:,.1f} MB")
     if done.resumed == done.shards:
-        say("nothing was to do: the shards are those of these sources")
+        say("nothing was to do: shards of these sources are there (--verify compares their content)")
     else:
         kept = f", {done.resumed} shards were there from an earlier run" if done.resumed else ""
         say(f"written in {time.monotonic() - start:.1f} s{kept}")

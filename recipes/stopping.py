@@ -14,6 +14,7 @@ import lightning
 
 from recipes.ranks import end_others, lost_another
 from recipes.terminal import say
+from stec.core.learner import NonFiniteLoss
 
 
 class Stopped(SystemExit):
@@ -66,7 +67,8 @@ def endings(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
         cure = f"go on with --resume {folder}" if saved else "before the first checkpoint: start again"
         raise KeyboardInterrupt(f"interrupted; {cure}") from None
     except RuntimeError as error:
-        if trainer.world_size == 1 or not lost_another(error):
+        if trainer.world_size == 1 or isinstance(error, NonFiniteLoss) or not lost_another(error):
+            end_others(trainer, wait=0)
             raise
         died = "; ".join(end_others(trainer, wait=1)) or "another process of this run died or fell silent"
         reason = str(error).splitlines()[0][:120]

@@ -16,6 +16,7 @@ from recipes.audio import networks
 from recipes.audio.labelled import LabelledPairs, LabelledWindows, count_classes
 from recipes.audio.presets import PATHS, Config, Precision, method
 from recipes.progress import EpochProgress
+from recipes.ranks import machines
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from recipes.settings import fits, typed
 from stec.audio.corpus import Corpus
@@ -132,9 +133,11 @@ def check_config(config: Config) -> None:
             f"{config.steps} steps ahead in windows of {config.window} samples, which are {frames} frames: "
             "choose fewer --steps, at least 1, or a longer --window"
         )
-    if config.batch_size % min(config.batch_group, config.batch_size):
+    each = config.batch_size // (processes := machines(config.devices) * config.devices)
+    if each % min(config.batch_group, config.batch_size):
         raise ValueError(
-            f"batch size {config.batch_size} is no multiple of --batch-group {config.batch_group}; choose one that is"
+            f"a batch of {config.batch_size} is {each} windows for each of {processes} processes, no multiple of "
+            f"--batch-group {config.batch_group}: choose a --batch-size or a group that gives whole groups to each"
         )
     same = "same group" in (config.negatives, config.others if config.time_insensitive != "none" else "")
     if same and config.together != "speaker":

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ import torch
 
 from recipes.bench.peers_process import Arm
 from recipes.bench.peers_views import law_of
+from recipes.ranks import cores
 from stec.vision.views import Augmentation
 
 REFERENCE = "stec"
@@ -52,11 +52,6 @@ class Part(NamedTuple):
     size: int = 0  # of those views, pixels
     probes: int = 0  # images that the laws are checked on
     left_out: tuple[str, ...] = ()  # what was, and why
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def arm(name: str, build: str, threads: int, **settings: Any) -> Arm:

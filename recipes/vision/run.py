@@ -10,6 +10,7 @@ import torch
 
 from recipes import records
 from recipes.progress import EpochProgress
+from recipes.ranks import cores
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from recipes.settings import fits, typed
 from recipes.vision import inputs, networks
@@ -148,7 +149,8 @@ def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
     if law.size is None:
         raise ValueError("streamed images need a size for their views: give --size")
     pairs = CroppedPairs(source.images, law.size, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
-    return streaming_loader(pairs, batches, workers=config.workers, pin_memory=torch.cuda.is_available())
+    workers = min(config.workers, cores())  # more would only wait for each other; the batches are the same
+    return streaming_loader(pairs, batches, workers=workers, pin_memory=torch.cuda.is_available())
 
 
 def read_config(folder: Path) -> Config:

@@ -64,5 +64,8 @@ class EpochBatches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint was made on this order of the data; ValueError where it was not."""
-        if state != self.state_dict():
-            raise ValueError(f"the checkpoint was made with {state}, this run has {self.state_dict()}; use the same")
+        mine = self.state_dict()
+        if state != mine:
+            names = [name for name in {**mine, **state} if state.get(name) != mine.get(name)]
+            other = ", ".join(f"{name} {state.get(name)} there, {mine.get(name)} here" for name in names)
+            raise ValueError(f"the checkpoint was made with other data or batches: {other}; use the same")

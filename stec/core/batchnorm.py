@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stec.core.distributed import gather, total, world_size
+from stec.core.distributed import gather, world_size
 
 
 class JointBatchNorm(_BatchNorm):
@@ -29,12 +29,16 @@ class JointBatchNorm(_BatchNorm):
         x = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
         over = [0, *range(2, x.dim())]
         shape = [1, -1, *[1] * (x.dim() - 2)]
-        n = total(torch.tensor(x.numel() // x.shape[1], device=x.device)).to(x.dtype)
-        mean = gather(x.sum(dim=over)[None]).sum(dim=0) / n
-        centred = x - mean.view(shape)
-        variance = gather(centred.square().sum(dim=over)[None]).sum(dim=0) / n
+        here = x.mean(dim=over)
+        spread = (x - here.view(shape)).square().sum(dim=over)
+        counted = torch.full_like(here, x.numel() // x.shape[1])
+        counts, means, spreads = gather(torch.stack((counted, here, spread))[None]).unbind(dim=1)  # each (w, c)
+        n = counts.sum(dim=0)
+        mean = (counts * means).sum(dim=0) / n
+        # Chan et al. 1983: deviations from each process's mean, and those of these means from the mean of all.
+        variance = (spreads + counts * (means - mean).square()).sum(dim=0) / n
         self._move(mean.detach(), variance.detach() * (n / (n - 1)))
-        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        y = (x - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             y = y * self.weight.view(shape) + self.bias.view(shape)
         return y.to(input.dtype)

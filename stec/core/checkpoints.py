@@ -50,6 +50,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         refuse_compressed(path)
         _compare_checksums(path)
         raw = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:  # of the machine, not of the file
+        raise
     except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
         if isinstance(error, pickle.UnpicklingError) and (objects := _objects(path)):
             raise ValueError(f"{path} {objects}") from error

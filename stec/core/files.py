@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -77,17 +78,30 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, *, doing: str) -> Iterator[None]:
+def only_writer(folder: Path, *, doing: str, patience: float = 0.0) -> Iterator[None]:
     """Holds the folder's lock, which the system gives back however the process ends.
 
-    ValueError where another process holds it, which is `doing` something: "writing to", say.
+    ValueError where another process holds it for `patience` seconds more, which is `doing` something: "writing to",
+    say. Workers that outlive a killed process hold its lock until they notice. A file system without locks has none.
     """
     descriptor = os.open(folder, os.O_RDONLY)
+    end = time.monotonic() + patience
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"another run is {doing} {folder}; wait for it, or choose another folder") from error
+        while not _locked(descriptor):
+            if time.monotonic() >= end:
+                raise ValueError(f"another run is {doing} {folder}; wait for it, or choose another folder")
+            time.sleep(0.1)
         yield
     finally:
         os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True

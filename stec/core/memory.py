@@ -1,15 +1,14 @@
 """What the C allocator does with the memory that a training step on a CPU frees."""
 
 import ctypes
-import functools
 import platform
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4  # of mallopt, in glibc's malloc.h
 _STEP = 64 << 20  # bytes that the heap grows by at least
 _LARGE = 1 << 20  # bytes of a block that goes back as soon as it is freed
+_BLOCKS = 65_536  # that may be taken each by itself: glibc's own number
 
 
-@functools.cache
 def keep_freed_memory() -> bool:
     """Let this process keep all that it frees for what it allocates next; False where the allocator is not glibc's.
 
@@ -17,20 +16,20 @@ def keep_freed_memory() -> bool:
     are as large, so that every step gets fresh pages, which the kernel clears: on two cores a ResNet-18 step of 256
     views of 32 pixels takes 1.3 times as long in float32, and 1.2 times in bf16. The price is the peak: blocks of many
     sizes fit each other's places less well (a third more there), and what was once taken stays with the process.
-    Numbers do not change. Of the whole process, for good: for programs that train, not for libraries.
+    Numbers do not change. Of the whole process, until `return_freed_memory`: for programs that train, not for
+    libraries.
     """
     return _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: _STEP})
 
 
-@functools.cache
 def return_freed_memory() -> bool:
     """The contrary, for programs that have little memory: blocks above 1 MB go back to the system when they are freed.
 
     By itself glibc takes ever larger blocks, up to 32 MB, from a heap in which what lies above holds what is free
-    below: a step of 4,096 pairs in micro-batches then peaks at 2.0 GB where 1.3 GB do. Of the whole process, for good;
+    below: a step of 4,096 pairs in micro-batches then peaks at 2.0 GB where 1.3 GB do. Of the whole process;
     False where the allocator is not glibc's.
     """
-    return _set({_MMAP_THRESHOLD: _LARGE})
+    return _set({_MMAP_MAX: _BLOCKS, _MMAP_THRESHOLD: _LARGE, _TRIM_THRESHOLD: _LARGE, _TOP_PAD: 0})
 
 
 def _set(options: dict[int, int]) -> bool:

@@ -58,16 +58,43 @@ class MicroBatches:
     def __call__(self, views: Tensor) -> Any:
         """A tensor, or a tuple of tensors, with the batch first, as the encoder gives them."""
         parts = [
-            checkpoint(self.call, part, use_reentrant=False, context_fn=lambda: (self._first(), self._second()))
+            checkpoint(self.call, part, use_reentrant=False, context_fn=self._passes)
             for part in views.tensor_split(-(-len(views) // self.size))
         ]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts)
         return tuple(torch.cat(column) for column in zip(*parts))
 
+    def _passes(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """What surrounds the first pass of a micro-batch, which keeps features alone, and its repetition."""
+        before: list[Tensor] = []
+        return self._first(before), self._second(before)
+
     @contextlib.contextmanager
-    def _first(self) -> Iterator[None]:
-        """The pass that keeps features alone."""
+    def _first(self, before: list[Tensor]) -> Iterator[None]:
+        before += [buffer.clone() for buffer in self.encoder.buffers()]
+        with self._normalising():
+            yield
+
+    @contextlib.contextmanager
+    def _second(self, before: list[Tensor]) -> Iterator[None]:
+        """It begins with the buffers that the first began with, and leaves them as the first passes of all did."""
+        after = [buffer.clone() for buffer in self.encoder.buffers()]
+        self._set_buffers(before)
+        try:
+            with self._normalising():
+                yield
+        finally:
+            self._set_buffers(after)
+
+    @torch.no_grad()
+    def _set_buffers(self, values: list[Tensor]) -> None:
+        for buffer, value in zip(self.encoder.buffers(), values):
+            buffer.copy_(value)
+
+    @contextlib.contextmanager
+    def _normalising(self) -> Iterator[None]:
+        """BatchNorm as `statistics` says."""
         norms = [m for m in self.encoder.modules() if isinstance(m, _BatchNorm) and m.training]
         frozen = norms if self.statistics == "frozen" else []
         for norm in frozen:
@@ -77,16 +104,3 @@ class MicroBatches:
         finally:
             for norm in frozen:
                 norm.train()
-
-    @contextlib.contextmanager
-    def _second(self) -> Iterator[None]:
-        """The pass that keeps activations: the same, but buffers stay as the first pass left them."""
-        buffers = list(self.encoder.buffers())
-        kept = [buffer.clone() for buffer in buffers]
-        try:
-            with self._first():
-                yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in zip(buffers, kept):
-                    buffer.copy_(value)

@@ -168,7 +168,7 @@ class CPC(InverseModel):
     def _among(self, view: tuple[Tensor, Tensor], pair: ViewPair) -> _Among:
         """The keyword arguments of `cpc` that say which frames are candidates."""
         (b, t, _), device = view[0].shape, view[0].device
-        group: int | None = min(self.batch_group, b)
+        group: int | None = min(self.batch_group, b * distributed.world_size())  # as one process would have it
         if self.negatives == "sequence":
             group = 1
         elif self.negatives == "all":
@@ -297,7 +297,7 @@ class FrameIdentity(InverseModel):
         b = len(queries)
         first = distributed.rank() * b
         candidates = negatives(pair, b, queries.device, self.others)[:, first : first + b]
-        group = min(self.batch_group, b)
+        group = min(self.batch_group, b * distributed.world_size())
         loss = lag_free_nce(queries, keys.to(queries.dtype), group=group, candidates=candidates)
         counted = group_candidates(b, group, candidates, device=queries.device).any(dim=1).sum()
         return distributed.part_of_mean(loss, counted)

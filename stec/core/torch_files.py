@@ -51,6 +51,8 @@ class TorchFile:
             raise ValueError(f"there is no file {self.path}")
         try:
             self.content = self._zip() if zipfile.is_zipfile(self.path) else self._legacy()
+        except MemoryError:  # of the machine, not of the file
+            raise
         except Exception as error:  # a damaged file can fail in any way: name it, whatever the way
             would = f"; loading it with pickle would run {named(self.foreign)}" if self.foreign else ""
             raise ValueError(
@@ -113,6 +115,8 @@ class TorchFile:
                     room -= made[name].nbytes
                     if room < 0:
                         raise ValueError("its tensors share their values more often than any network's")
+                except MemoryError:
+                    raise
                 except Exception as error:  # as above
                     raise ValueError(
                         f"{named([name])} in {self.path} is torn or is no tensor ({_reason(error)})"

@@ -73,7 +73,7 @@ def balanced(labels: Int[Tensor, " n"], count: int, *, seed: int) -> Int[Tensor,
     Raises ValueError where there are fewer than `count` items.
     """
     if not 1 <= count <= len(labels):
-        raise ValueError(f"a subset of {count} from {len(labels)} images; choose from 1 to {len(labels)}")
+        raise ValueError(f"a subset of {count} from {len(labels)} images; choose from 1 to {len(labels)} (--limit)")
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     _, which, sizes = labels.cpu()[shuffled].unique(return_inverse=True, return_counts=True)

@@ -169,5 +169,5 @@ def test_a_checkpoint_of_other_shards_is_refused(folder: Path, tmp_path: Path) -
     state = WindowBatches(open_speech(folder / "shards"), **options).state_dict()
     WindowBatches(open_speech(folder / "shards"), **options).load_state_dict(state)
     for other in (corpus, open_speech(tmp_path)):
-        with pytest.raises(ValueError, match="the checkpoint was made with"):
+        with pytest.raises(ValueError, match="the checkpoint was made with other data"):
             WindowBatches(other, **options).load_state_dict(state)

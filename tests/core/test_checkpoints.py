@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from stec.core.checkpoints import FORMAT, export_weights, load_checkpoint, load_weights
+from stec.core.checkpoints import FORMAT, export_weights, load_checkpoint, load_weights, save_checkpoint
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -93,3 +93,14 @@ def test_export_leaves_the_values_alone(tmp_path: Path) -> None:
     found = load_file(str(tmp_path / "conv.safetensors"))
     assert set(found) == {"weight", "bias"}
     assert torch.equal(found["weight"], conv.weight)
+
+
+def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path / "a.ckpt", {"w": torch.ones(2)}, {}, step=1)
+
+    def lacks(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", lacks)
+    with pytest.raises(MemoryError):
+        load_checkpoint(tmp_path / "a.ckpt")

@@ -125,7 +125,7 @@ def test_a_checkpoint_of_other_shards_is_refused() -> None:
         ShardBatches(shard_of([2, 4]), batch_size=2, seed=0),
         ShardBatches(shard_of([3, 3]), batch_size=2, seed=0, mixed=1),
     ):
-        with pytest.raises(ValueError, match="the checkpoint was made with"):
+        with pytest.raises(ValueError, match="the checkpoint was made with other data"):
             other.load_state_dict(state)
 
 

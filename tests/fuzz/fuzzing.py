@@ -119,8 +119,8 @@ def run(target: Target, arguments: argparse.Namespace) -> int:
     return found
 
 
-def guided(target: Target, arguments: argparse.Namespace) -> None:
-    """Inputs that reach new branches, in a child, which libFuzzer ends itself."""
+def guided(target: Target, arguments: argparse.Namespace) -> bool:
+    """Inputs that reach new branches, in a child, which libFuzzer ends itself at a finding: whether there was one."""
     import atheris
 
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
@@ -137,6 +137,7 @@ def guided(target: Target, arguments: argparse.Namespace) -> None:
             atheris.Fuzz()
         _, status = os.waitpid(child, 0)
         print(f"{target.name}, guided: {arguments.inputs:,} inputs, {'a finding' if status else 'none'}", flush=True)
+        return bool(status)
 
 
 def main() -> int:
@@ -161,10 +162,7 @@ def main() -> int:
     words = arguments.names
     chosen = [target for target in known if not words or any(word in target.name for word in words)]
     if arguments.guided:
-        for target in chosen:
-            if target.guided:
-                guided(target, arguments)
-        return 0
+        return int(sum([guided(target, arguments) for target in chosen if target.guided]) > 0)
     return int(sum(run(target, arguments) for target in chosen) > 0)
 
 

@@ -113,6 +113,8 @@ def read_ours(data: bytes, folder: Path) -> None:
 def read_pickle(data: bytes, folder: Path) -> None:
     try:
         content = InertUnpickler(BytesIO(data), {}).load()
+    except MemoryError:
+        raise
     except Exception:  # as TorchFile says: a damaged file can fail in any way; what counts is what did not happen
         content = None
     plain(content)

@@ -192,6 +192,8 @@ def test_rows_after_the_checkpoint_and_torn_ones_are_taken_back(tmp_path: Path, 
     for step in (3, 6, 9):
         first.log_metrics({"loss": step / 7, "lr": 0.1}, step=step)
     before = path.read_bytes()
+    with path.open("ab") as file:
+        file.write(b"\0\0\0\n7,1,2,3,4,5,6,7,8\n8\n")  # of a file system that lost its last blocks, or another program
     with path.open("a", newline="") as file:
         file.write(torn)
     MetricsFile(path, step=9)

@@ -31,6 +31,7 @@ RELATIVE, ABSOLUTE = 1e-6, 1e-7
 
 IMAGES = [name for name in PRESETS if name.startswith(("tiny-", "small-", "table2-stl10-augself-200"))]
 IMAGES += ["quickstart", "cifar10-resnet18-byol-stec", "cifar10-resnet18-moco", "cifar10-resnet18-vicreg-stec"]
+SOLARISED = ("tiny-stec", "tiny-byol-stec")  # pairs of which carry no action
 SPEECH: dict[str, dict[str, Any]] = {
     "cpc": {},
     "cpc-drawn": {"samples": 3, "own_sequence": False},
@@ -39,6 +40,8 @@ SPEECH: dict[str, dict[str, Any]] = {
     "cpc-frames": {"time_insensitive": "frames"},
     "cpc-switch": {"time_insensitive": "switch", "together": "speaker", "object": "chapter"},
     "cpc-cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01, "warmup_epochs": 1},
+    "cpc-mlp": {"predictor": "mlp"},
+    "cpc-same": {"negatives": "same group", "together": "speaker"},
     "supervised": {"supervised": True},
 }
 
@@ -105,13 +108,15 @@ def test_images(name: str, tmp_path: Path) -> None:
         projection_out=min(config.projection_out, 16),
         predictor_hidden=8,
         manipulation_hidden=(8, 8) if isinstance(config.manipulation_hidden, tuple) else 8,
-        queue=32,
+        queue=48,
         precision="32-true",
         check_every=1,
         checkpoint_every=5,
     )
     if config.augmentation.size:
         config = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, size=None))
+    if name in SOLARISED:
+        config = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, p_solarise=0.3))
     train_images(config, tmp_path / "run", quiet=True, callbacks=[Double()])
     compare(name, curves(tmp_path / "run"))
 

@@ -3,8 +3,10 @@
 STEC_KILLS sets how often each kind of run is killed at random moments, once by default.
 """
 
+import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -147,3 +149,16 @@ def test_one_command_starts_goes_on_and_leaves_a_finished_run_alone(runs: Path, 
     process.join(240)
     assert process.exitcode == 1
     assert "was made with other settings: lr" in log_of(whole)
+
+
+def test_killed_between_its_end_and_its_results_they_are_written_by_the_same_command(
+    tmp_path: Path, runs: Path, corpus: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken("images", runs, corpus), folder)
+    kept = json.loads((folder / "results.json").read_text())
+    (folder / "results.json").unlink()
+    finish("images", folder)
+    (record,) = json.loads((folder / "results.json").read_text())
+    assert record["results"] == kept[0]["results"]
+    assert record["seconds"] is None

@@ -147,3 +147,23 @@ def test_training_finds_shards_where_it_finds_a_corpus(tmp_path: Path, capsys: p
         notes.append(note)
     assert notes[1].startswith(notes[0])
     assert notes[1].endswith("shards")
+
+
+def test_a_shard_that_was_lost_or_cut_is_written_again_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = ten_classes(tmp_path / "images") / "train", tmp_path / "shards"
+    say_of(capsys, root, "--out", out, "--shard-mb", "0.02")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    first, second, *_ = sorted(out.glob("*.tar"))
+    first.unlink()
+    second.write_bytes(before[second.name][:700])
+    assert "nothing was to do" not in say_of(capsys, root, "--out", out, "--shard-mb", "0.02")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_train_and_test_are_no_classes(tmp_path: Path) -> None:
+    root = ten_classes(tmp_path / "images")
+    with pytest.raises(ValueError, match=r"holds train and test, which are no classes: write each, such as .*train"):
+        command.main([str(root), "--out", str(tmp_path / "shards")])
+    assert not (tmp_path / "shards").exists()

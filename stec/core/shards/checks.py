@@ -21,6 +21,8 @@ def members(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         with tarfile.open(path, "r:") as tar:
             inside = [(member.name, member.isreg(), member.offset_data, member.size) for member in tar]
+    except MemoryError:
+        raise
     except Exception as error:  # of whatever kind tarfile meets in headers: wrong numbers, names, endless nesting
         raise ValueError(f"{path} is no whole tar file ({str(error)[:200]!r}); copy it again") from error
     for name, plain, offset, size in inside:
@@ -45,7 +47,10 @@ def verify(index: ShardIndex, *, progress: Callable[[int, int], None] | None = N
             while piece := file.read(PIECE):
                 digest.update(piece)
         if digest.hexdigest() != shard.sha256:
-            raise ValueError(f"{path} is damaged: its checksum is not that of the index; copy it again")
+            raise ValueError(
+                f"{path} is damaged: its checksum is not that of the index; copy it again, or remove it and write the "
+                "shards again"
+            )
         inside = [(offset, offset + size) for _, offset, size in members(path)]
         ends = dict(inside)
         starts = np.array(sorted(ends))

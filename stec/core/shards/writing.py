@@ -104,8 +104,11 @@ def write_shards(
             old = read_index(folder)
             if old["digest"] != digest or (old["left_out"] and not skip_broken):
                 raise ValueError(f"{folder} holds shards of other sources or settings; choose another folder (--out)")
-            _clean(folder, old["shards"])  # of a run that was killed just before it did
-            return Written(folder, len(planned), len(planned), tuple(old["left_out"]))
+            if old["location"] or all(is_whole(folder, {**shard, "digest": ""}, "") for shard in old["shards"]):
+                _clean(folder, old["shards"])  # of a run that was killed just before it did
+                return Written(folder, len(planned), len(planned), tuple(old["left_out"]))
+            (folder / JOURNAL).touch()  # one was lost or cut: all are written again, as they were
+            (folder / INDEX).unlink()
         if not (folder / JOURNAL).is_file() and (other := sorted(path.name for path in folder.iterdir())):
             raise ValueError(f"{folder} holds other files, such as {named(other[:3])}; choose an empty folder (--out)")
         sweep(folder, "shard-*.tar", SOURCES, TABLE, INDEX)
