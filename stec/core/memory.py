@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     glibc hands blocks of more than 32 MB back to the system as soon as they are freed. Activations of images on a CPU
     are as large, so that every step gets fresh pages, which the kernel clears: on two cores a ResNet-18 step of 256
     views of 32 pixels takes 1.3 times as long in float32, and 1.2 times in bf16. The price is the peak: blocks of many
-    sizes fit each other's places less well (a third more there), and what was once taken stays with the process.
+    sizes fit each other's places less well (a quarter to a third more there), and what was once taken stays taken.
     Numbers do not change. Of the whole process, until `return_freed_memory`: for programs that train, not for
     libraries.
     """
