@@ -46,6 +46,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         folder = path if path.is_dir() else path.parent
         near = sorted(str(p) for p in folder.rglob("*.ckpt"))[:5] if folder.is_dir() else []
         raise ValueError(f"no checkpoint at {path}" + (f"; there are {', '.join(near)}" if near else ""))
+    if not _is_archive(path):  # torch.load would make room for as much as such a file says
+        torn = "is torn or is no checkpoint (no archive); use an earlier one of the run folder, or start again"
+        raise ValueError(f"{path} {_objects(path) or torn}")
     try:
         refuse_compressed(path)
         _compare_checksums(path)
@@ -74,13 +77,19 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     return Checkpoint(raw["state_dict"], header["record"], int(raw["global_step"]))
 
 
+def _is_archive(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # its end speaks of several disks
+        return False
+
+
 def _compare_checksums(path: Path) -> None:
     """ValueError where a part of the archive is not what was written."""
-    if zipfile.is_zipfile(path):  # another file is no checkpoint; torch.load says why
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"{damaged.partition('/')[2]} in it is damaged: its checksum differs")
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged.partition('/')[2]} in it is damaged: its checksum differs")
 
 
 def _objects(path: Path) -> str | None:

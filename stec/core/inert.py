@@ -91,6 +91,9 @@ def _refused(reader: Any) -> None:
     raise ValueError("it names an extension's number, which no checkpoint needs")
 
 
+PIECE = 1 << 20  # bytes read at once
+
+
 class Stored(NamedTuple):
     """Values of a tensor that lie elsewhere in the file."""
 
@@ -108,6 +111,24 @@ class Readable(Protocol):
     def readline(self) -> bytes: ...
 
 
+class _InPieces:
+    """Reads a file piece by piece: a length that it tells makes no room for what may not come."""
+
+    def __init__(self, file: Readable) -> None:
+        self.file = file
+        self.readline = file.readline
+
+    def read(self, n: int, /) -> bytes:
+        """`n` bytes, or what there is."""
+        data = self.file.read(min(n, PIECE))
+        if len(data) == n or not data:
+            return data
+        parts = [data]
+        while (n := n - len(parts[-1])) and (more := self.file.read(min(n, PIECE))):
+            parts.append(more)
+        return b"".join(parts)
+
+
 # Python's own reader in Python: the one in C makes room for 2 n values where a pickle says "store as number n".
 class InertUnpickler(pickle._Unpickler):
     """Reads one pickle of `file` with `Inert` for every global; `found` collects their classes by name."""
@@ -119,7 +140,7 @@ class InertUnpickler(pickle._Unpickler):
     }
 
     def __init__(self, file: Readable, found: dict[str, type[Inert]]) -> None:
-        super().__init__(file, encoding="latin1")
+        super().__init__(_InPieces(file), encoding="latin1")
         self.found = found
 
     def find_class(self, module: str, name: str) -> type[Inert]:

@@ -159,8 +159,11 @@ def refuse_compressed(path: str | Path) -> None:
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     """An entry of an archive, which torch.save never compresses: so it is no larger than the file."""
-    if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
         raise ValueError("an archive with compressed entries, which torch.save does not write")
+    if entry.file_size > Path(str(archive.filename)).stat().st_size:
+        raise ValueError("an entry that is larger than the file")
     return archive.read(name)
 
 

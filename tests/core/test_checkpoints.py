@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stec.core.checkpoints import FORMAT, export_weights, load_checkpoint, load_weights, save_checkpoint
+from stec.core.torch_files import TorchFile
 
 
 def write(path: Path, **changes: object) -> Path:
@@ -104,3 +105,12 @@ def test_a_lack_of_memory_is_not_taken_for_a_damaged_file(tmp_path: Path, monkey
     monkeypatch.setattr(torch, "load", lacks)
     with pytest.raises(MemoryError):
         load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_length_that_a_file_tells_takes_no_memory(tmp_path: Path) -> None:
+    """A pickle of the older format that announces a text of 2^40 bytes."""
+    (tmp_path / "a.ckpt").write_bytes(b"\x80\x04\x8d" + (1 << 40).to_bytes(8, "little") + b"abc.")
+    with pytest.raises(ValueError, match="is torn or is no checkpoint"):
+        load_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="is torn or is no checkpoint"):
+        TorchFile(tmp_path / "a.ckpt")
