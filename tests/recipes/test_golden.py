@@ -42,6 +42,16 @@ SPEECH: dict[str, dict[str, Any]] = {
     "cpc-cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01, "warmup_epochs": 1},
     "cpc-mlp": {"predictor": "mlp"},
     "cpc-same": {"negatives": "same group", "together": "speaker"},
+    "gim": {"paddings": "gim", "input_mean": -6.78e-4, "input_std": 0.063, "samples": 3},
+    "cpc-audio": {
+        "normalisation": "channel",
+        "recurrence": "lstm",
+        "predictor": "transformer",
+        "score": "mean",
+        "samples": 5,
+        "sampling": "all",
+        "together": "speaker",
+    },
     "supervised": {"supervised": True},
 }
 
@@ -52,7 +62,7 @@ class Double(lightning.Callback):
     def setup(self, trainer: lightning.Trainer, learner: lightning.LightningModule, stage: str) -> None:
         learner.double()
         for module in learner.modules():
-            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.GRU)):
+            if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear, nn.GRU, nn.LSTM)):
                 module.register_forward_pre_hook(lambda _, given: (given[0].double(), *given[1:]))
 
 
