@@ -244,7 +244,7 @@ def fit(
     if not torch.cuda.is_available():  # micro-batches are for where there is little of it
         (keep_freed_memory if settings.get("micro_batch") is None else return_freed_memory)()
     start = time.monotonic()
-    with _only_run(folder), disk_failures(folder), Signals() as signals:
+    with disk_failures(folder), _only_run(folder), Signals() as signals:
         checkpoint, done = _take_up(settings, batches, folder) if resume and holds_checkpoints(folder) else (None, 0)
         if checkpoint_minutes is None:
             there = _read_json(folder) if resume and (folder / "config.json").is_file() else {}

@@ -14,8 +14,9 @@ def keep_freed_memory() -> bool:
 
     glibc hands blocks of more than 32 MB back to the system as soon as they are freed. Activations of images on a CPU
     are as large, so that every step gets fresh pages, which the kernel clears: on two cores a ResNet-18 step of 256
-    views of 32 pixels takes 1.3 times as long in float32, and 1.2 times in bf16. The price is the peak: blocks of many
-    sizes fit each other's places less well (a quarter to a third more there), and what was once taken stays taken.
+    views of 32 pixels then takes 1.3 to 2 times as long in float32, up to 1.4 times in bf16 (docs/speed.md). The price
+    is the peak: blocks of many sizes fit each other's places less well (13 to 41 % more there), and what was once
+    taken stays taken.
     Numbers do not change. Of the whole process, until `return_freed_memory`: for programs that train, not for
     libraries.
     """

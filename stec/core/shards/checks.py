@@ -10,7 +10,7 @@ import numpy as np
 
 from stec.core.files import whole
 from stec.core.shards import IN_USE, INDEX, Location, ShardIndex, check_name, check_url, read_index
-from stec.core.shards.files import PIECE, local_path
+from stec.core.shards.files import local_path
 
 
 def members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -42,11 +42,9 @@ def verify(index: ShardIndex, *, progress: Callable[[int, int], None] | None = N
     end = 0
     for number, shard in enumerate(index.shards):
         path = local_path(index, number)
-        digest = hashlib.sha256()
         with path.open("rb") as file:
-            while piece := file.read(PIECE):
-                digest.update(piece)
-        if digest.hexdigest() != shard.sha256:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256:
             raise ValueError(
                 f"{path} is damaged: its checksum is not that of the index; copy it again, or remove it and write the "
                 "shards again"
