@@ -19,6 +19,7 @@ from stec.audio.corpus import Corpus
 from stec.audio.shards import ShardSamples, SpeechShards
 from stec.core import distributed
 from stec.core.actions import step_seed
+from stec.core.devices import to_device
 from stec.core.shards import LANES, MIXED, in_lanes, shard_order
 
 
@@ -276,11 +277,7 @@ class WindowLoader(Iterable[Windows], Sized):
         return self._resident.unfold(0, self.batches.window, 1)[self._place(starts)]
 
     def _place(self, values: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-        if self.device is None:
-            return values
-        if self.device.type == "cuda":
-            values = values.pin_memory()  # only a copy from pinned memory leaves the host free
-        return values.to(self.device, non_blocking=True)
+        return values if self.device is None else to_device(values, self.device)
 
 
 def _resident(corpus: Corpus, device: torch.device) -> Int16[Tensor, " n"]:

@@ -97,7 +97,7 @@ def _as_released(matrix: Float[Tensor, "b 3 3"]) -> tuple[Float[Tensor, "b 2"], 
     scale, shift = _parts(matrix)
     rounded = scale.float()
     shift = (shift + (rounded.abs().to(scale.dtype) - scale.abs())).float()
-    return rounded, shift * shift.new_tensor([1.0, -1.0])
+    return rounded, torch.stack((shift[:, 0], -shift[:, 1]), dim=1)
 
 
 class Affine:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stec.core.actions import EfferenceCopy
-from stec.vision.photometric import Photometric, to_device
+from stec.core.devices import to_device
+from stec.vision.photometric import Photometric
 
 COLOURS = ("brightness", "contrast", "saturation", "hue")
 

@@ -15,6 +15,8 @@ import torchvision
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
+from stec.core.devices import to_device
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageSet:
@@ -235,7 +237,5 @@ class ResidentLoader(Iterable[tuple[Tensor, Tensor]], Sized):
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "b 3 h w"], Int[Tensor, " b"]]]:
         device = self.data.images.device
         for index in self.batches:
-            if device.type == "cuda" and not index.is_cuda:
-                index = index.pin_memory()  # only a copy from pinned memory leaves the host free
-            index = index.to(device, non_blocking=True)
+            index = to_device(index, device)
             yield self.data.images[index], self.data.labels[index]

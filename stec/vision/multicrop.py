@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stec.core.actions import EfferenceCopy, MoreViews, ViewPair
-from stec.vision.photometric import to_device
+from stec.core.devices import to_device
 from stec.vision.saliency import Saliency, mask_background
 from stec.vision.views import Augmentation, CroppedPair, check_images, label_pair
 

@@ -15,10 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stec.core.devices import to_device
 from stec.vision.resample import blur_taps, resample
 
 CHUNK = 1 << 19  # floats worked on at a time on a CPU: 2 MB, and as much again in intermediate results
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue in grey, as torchvision has them
+# What takes the hue of red, green and blue to 1/2 of the circle; 2 turns more keep the sum with any shift positive.
+TO_HALF = (2 + 1 / 2, 2 + 1 / 2 - 1 / 3, 2 + 1 / 2 - 2 / 3)
 
 Images = Float[Tensor, "b 3 h w"]
 PerImage = Float[Tensor, " b"]
@@ -46,7 +49,7 @@ def adjust_saturation(images: Images, factor: PerImage) -> Images:
 
 def adjust_hue(images: Images, shift: PerImage) -> Images:
     """Hue turned by `shift` in [-0.5, 0.5] of the colour circle; value and saturation (of HSV) stay."""
-    return _turn_hue(images.clone(), shift.view(-1, 1, 1, 1))
+    return _turn_hue(images.clone(), _channel_shifts(shift).T[..., None, None])
 
 
 def grayscale(images: Images) -> Images:
@@ -86,8 +89,13 @@ def _blend(images: Images, coefficients: Float[Tensor, "3 b 1 1 1"]) -> Images:
     return images.mul_(a).add_(grey.mul_(s).add_(mean)).clamp_(0.0, 1.0)
 
 
-def _turn_hue(images: Images, shift: Float[Tensor, "b 1 1 1"]) -> Images:
-    """In place, without a round trip through HSV, and without branches.
+def _channel_shifts(shift: PerImage) -> Float[Tensor, "3 b"]:
+    """The shift of hue counted from each channel's own hue, as `_turn_hue` wants it."""
+    return torch.stack([shift + turns for turns in TO_HALF])
+
+
+def _turn_hue(images: Images, shift: Float[Tensor, "b 3 1 1"]) -> Images:
+    """In place, without a round trip through HSV, and without branches. `shift` is of `_channel_shifts`.
 
     With chroma C = max - min and channels scaled to (value - min) / C in [0, 1], the hue in sixths of the circle,
     counted from red, is 1 + g + b - r towards green and its negative towards blue. The channel whose own hue lies d
@@ -100,9 +108,8 @@ def _turn_hue(images: Images, shift: Float[Tensor, "b 1 1 1"]) -> Images:
     # towards green (+) or blue (-); equal green and blue need a sign too, and 1e-30 moves no other difference
     side = (green - blue).add_(1e-30).sign_()
     hue = distance.mul_(side).mul_(1 / 6)  # turns, in [-1/2, 1/2]
-    # Offsets put each channel's own hue at 1/2, and 2 keeps the sum positive: frac() then wraps it to [0, 1).
-    own = images.new_tensor([0.5, 1 / 2 - 1 / 3, 1 / 2 - 2 / 3]).add_(2.0).view(1, 3, 1, 1)
-    away = (hue[:, None] + (own + shift)).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
+    # Each channel's own hue lies at 1/2 of its shifted circle, which frac() wraps to [0, 1).
+    away = (hue[:, None] + shift).frac_().sub_(0.5).abs_().clamp_(1 / 6, 1 / 3)
     # min + C (2 - 6 away), with max = min + C reached at 1/6 and min at 1/3
     low = low.add_(chroma, alpha=2.0)
     return torch.sub(low[:, None], away.mul_(chroma[:, None]), alpha=6.0, out=images)
@@ -112,13 +119,6 @@ def _turn_hue(images: Images, shift: Float[Tensor, "b 1 1 1"]) -> Images:
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """One compiled form of each pointwise piece for the whole process, for any batch and image size."""
     return torch.compile(function, dynamic=True)
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A host tensor on the device, without waiting for the device."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 def chunks(n: int, floats: int, device: torch.device) -> Iterator[slice]:
@@ -139,31 +139,31 @@ def _keep_freed_memory() -> None:
     torch.empty(16 << 20, dtype=torch.uint8)
 
 
-def row_writer(*targets: Tensor) -> Callable[[Int[Tensor, " n"], Images], None]:
-    """A function that copies images to their rows (host indices) of the targets, laid one behind the other."""
-    if targets[0].device.type == "cpu":  # a third of index_copy_'s time
-        every = [row for target in targets for row in target.unbind(0)]
+def row_writer(target: Images) -> Callable[[Int[Tensor, " n"], Images], None]:
+    """A function that copies images to their rows (host indices) of the target."""
+    every = target.unbind(0) if target.device.type == "cpu" else None
 
-        def write(rows: Tensor, values: Tensor) -> None:
+    def write(rows: Tensor, values: Tensor) -> None:
+        if every is None:
+            target.index_copy_(0, to_device(rows, target.device), values)
+        else:  # a third of index_copy_'s time
             torch._foreach_copy_([every[row] for row in rows.tolist()], list(values.unbind(0)))
 
-        return write
-
-    def write_on_device(rows: Tensor, values: Tensor) -> None:
-        first = 0
-        for target in targets:
-            mine = ((rows >= first) & (rows < first + len(target))).nonzero()[:, 0]
-            chosen, places = to_device(torch.stack((mine, rows[mine] - first)), values.device)
-            target.index_copy_(0, places, values.index_select(0, chosen))
-            first += len(target)
-
-    return write_on_device
+    return write
 
 
-def _runs(mask: Bool[Tensor, " b"]) -> list[slice]:
-    """Slices of neighbours for which the mask is True."""
+def _met_by(mask: Bool[Tensor, " b"], device: torch.device) -> Iterator[tuple[slice | Tensor, slice | Tensor]]:
+    """Where a host mask is True, for host tensors and for those of the device: neighbours as slices on a CPU, which
+    can be changed in place; elsewhere all at once, for there every further call costs more than a copy.
+    """
+    if device.type != "cpu":
+        if bool(mask.any()):
+            here = mask.nonzero()[:, 0]
+            yield here, to_device(here, device)
+        return
     edges = torch.nn.functional.pad(mask.int(), (1, 1)).diff()
-    return [slice(*ends) for ends in zip((edges > 0).nonzero()[:, 0].tolist(), (edges < 0).nonzero()[:, 0].tolist())]
+    for ends in zip((edges > 0).nonzero()[:, 0].tolist(), (edges < 0).nonzero()[:, 0].tolist()):
+        yield slice(*ends), slice(*ends)
 
 
 class Photometric(NamedTuple):
@@ -262,13 +262,13 @@ class Photometric(NamedTuple):
         jittered = int(self.jitter.sum())
         if jittered:
             self.rows(slice(jittered))._jitter_(images[:jittered], compile)
-        for here in _runs(self.grayscale):
-            images[here] = _luma(images[here])
-        for here in _runs(self.blur):
+        for _, rows in _met_by(self.grayscale, images.device):
+            images[rows] = _luma(images[rows])
+        for here, rows in _met_by(self.blur, images.device):
             sigma = to_device(self.sigma[here], images.device)
-            images[here] = gaussian_blur(images[here], sigma, self.kernel_size)
-        for here in _runs(self.solarise):
-            images[here] = solarise(images[here], self.threshold)
+            images[rows] = gaussian_blur(images[rows], sigma, self.kernel_size)
+        for _, rows in _met_by(self.solarise, images.device):
+            images[rows] = solarise(images[rows], self.threshold)
         return images
 
     def _jitter_(self, images: Images, compile: bool) -> None:
@@ -278,11 +278,12 @@ class Photometric(NamedTuple):
         factor = self.factors.gather(1, operation)
         weights = ((1 - factor) * (operation == kind) for kind in (2, 1))  # of grey and of its mean
         blends = torch.stack((factor, *weights), dim=2).permute(1, 2, 0).reshape(9, n)
-        values = to_device(torch.cat((blends, self.hue[None])), images.device).view(10, n, 1, 1, 1)
+        values = to_device(torch.cat((blends, _channel_shifts(self.hue))), images.device)[..., None, None]
+        blends, shifts = values[:9, ..., None], values[9:].transpose(0, 1)
         ends = [0, *torch.bincount(self.hue_place(), minlength=4).cumsum(0).tolist()]
         for step in range(4):
             here = slice(ends[step], ends[step + 1])
             if here.start < here.stop:
-                turn_hue(images[here], values[9, here])
+                turn_hue(images[here], shifts[here])
             if step < 3:
-                blend(images, values[3 * step : 3 * step + 3])
+                blend(images, blends[3 * step : 3 * step + 3])

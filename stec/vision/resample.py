@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from stec.core.devices import to_device
+
 
 class Taps(NamedTuple):
     """The input positions that each output position reads along one axis, and their weights."""
@@ -49,12 +51,13 @@ def crop_taps(
     if start.device.type != "cpu" or length.device.type != "cpu":
         raise ValueError(f"crops lie on {length.device}; draw them on the CPU, so that their sizes need no device sync")
     k = math.ceil(2.0 * max(float(length.max()) / size_out, 1.0)) if len(length) else 2
-    start, length = start.to(device, non_blocking=True), length.to(device, non_blocking=True)
+    mirrored = torch.zeros_like(start) if flip is None else flip.to(start)
+    start, length, mirrored = to_device(torch.stack((start, length, mirrored)), device).unbind(0)
     scale = length.float()[:, None] / size_out
     half_width = scale.clamp(min=1.0)
     centre = (torch.arange(size_out, device=device) + 0.5) * scale  # b out, in pixels from the crop's start
     if flip is not None:
-        centre = torch.where(flip.to(device, non_blocking=True)[:, None], centre.flip(1), centre)
+        centre = torch.where(mirrored[:, None] != 0, centre.flip(1), centre)
     first = (centre - 0.5 - half_width).floor() + 1.0
     position = first[..., None] + torch.arange(k, device=device)  # b out k
     weight = 1.0 - (position + 0.5 - centre[..., None]).abs() / half_width[..., None]
@@ -88,7 +91,8 @@ def resample(images: Tensor, rows: Taps, columns: Taps) -> Float[Tensor, "b c h 
     tensor([0., 1., 3., 4.])
     """
     if images.device.type != "cpu":
-        return rows.dense()[:, None] @ images.float() @ columns.dense().mT[:, None]
+        across = images.float().flatten(1, 2) @ columns.dense().mT  # one matrix for all rows of all channels
+        return rows.dense()[:, None] @ across.unflatten(1, (images.shape[1], -1))
     turned = images.mT.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     return _combine(_combine(turned, columns).mT.contiguous(), rows)
 

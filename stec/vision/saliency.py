@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from stec.vision.photometric import to_device
+from stec.core.devices import to_device
 
 GREY = 0.5  # of the background; chosen, the paper says only that it is one grey
 

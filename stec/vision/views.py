@@ -12,9 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from stec.core.actions import EfferenceCopy, Egocentric, ViewPair
+from stec.core.devices import to_device
 from stec.vision.affine import Affine, CropFlip
 from stec.vision.colour import poses
-from stec.vision.photometric import Photometric, chunks, row_writer, to_device
+from stec.vision.photometric import Photometric, chunks, row_writer
 from stec.vision.resample import crop_taps, resample
 from stec.vision.saliency import Masked
 
@@ -44,15 +45,15 @@ class Draw(NamedTuple):
         if images.dtype == torch.uint8:
             vertical.weight.div_(255.0)
 
-        views = [torch.empty(b, 3, size_y, size_x, device=device) for _ in range(n // b)]
-        write = row_writer(*views)
+        views = torch.empty(n // b, b, 3, size_y, size_x, device=device)
+        write = row_writer(views.flatten(0, 1))
         for part in chunks(n, 3 * max(full_y * full_x, size_y * size_x), device):
             taken = images.index_select(0, sources[part])
             if masked is not None:
                 taken = masked.put(taken, order[part])
             cut = resample(taken, vertical.rows(part), horizontal.rows(part))
             write(order[part], changes.rows(part).change_(cut, compile=compile))
-        return views
+        return list(views)
 
     def poses(self, copy: EfferenceCopy) -> Tensor:
         """What `copy` reads of each view, (n, 3, 3) or with colour (n, 13), float64 on the host."""
@@ -209,9 +210,9 @@ def label_pair(
     return ViewPair(
         x,
         x_prime,
-        to_device(action, device) if action.device.type == "cpu" else action,
+        to_device(action, device),
         to_device(valid, device),
-        label.to(device, non_blocking=True),
+        to_device(label, device),
     )
 
 
