@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from stec.audio import features as module
-from stec.audio.features import FrameFeatures, extract, extract_mfcc, extract_windows, mfcc, pooled
+from stec.audio.frame_features import FrameFeatures, pooled
+from stec.audio.features import extract, extract_mfcc, extract_windows, mfcc
 
 HOP = 20
 LENGTHS = (400, 1000, 390, 2400, 15, 777, 400)  # the fifth is too short for a frame

@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stec.audio.labels import Intervals
-from stec.audio.phones import (
-    CONVENTIONS,
-    SILENCES,
-    Alignment,
-    Inventory,
-    frame_labels,
-    read_cpc_labels,
-    write_cpc_labels,
-)
+from stec.audio.alignment import CONVENTIONS, Alignment
+from stec.audio.cpc_labels import read_cpc_labels, write_cpc_labels
+from stec.audio.phones import SILENCES, Inventory, frame_labels
 
 GENUINE = "converted_aligned_phones.subset6.txt"
 WITH_AUDIO = {"2911-12359-0007": 508, "4051-11218-0044": 1119}

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stec.audio import sources
-from stec.audio.sources import RATE, audio_folder, download_librispeech, find_audio, librispeech, read_audio
+from stec.audio.decoding import RATE, read_audio
+from stec.audio.sources import audio_folder, download_librispeech, find_audio, librispeech
 
 NOISE = np.random.default_rng(0).integers(-20_000, 20_000, 5000, dtype=np.int16)
 

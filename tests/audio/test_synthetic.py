@@ -15,8 +15,9 @@ import soundfile
 from stec.audio import espeak, synthetic, synthetic_corpus
 from stec.audio.espeak import ACCENTS, PHONES, speak
 from stec.audio.labels import Intervals
-from stec.audio.phones import read_cpc_labels
-from stec.audio.sentences import _WORDS, SENTENCES, compose, draw_sentence
+from stec.audio.cpc_labels import read_cpc_labels
+from stec.audio.grammar import WORDS, compose
+from stec.audio.sentences import SENTENCES, draw_sentence
 from stec.audio.synthetic import RATE, Speaker, Utterance, cpc_labels, draw_speaker, synthesise, utterance
 from stec.audio.synthetic_corpus import Summary, write_corpus
 
@@ -68,7 +69,7 @@ def test_phones_of_known_words() -> None:
 @pytest.mark.parametrize("accent", ACCENTS)
 def test_every_sentence_has_known_phones(accent: str) -> None:
     generator = np.random.default_rng(0)
-    words = [". ".join(choices) for choices in _WORDS.values()]
+    words = [". ".join(choices) for choices in WORDS.values()]
     texts = [" ".join(SENTENCES[i : i + 20]) for i in range(0, len(SENTENCES), 20)]
     texts += [*words, " ".join(compose(generator) for _ in range(40))]
     heard: set[str] = set()

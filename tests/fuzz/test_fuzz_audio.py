@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from mutations import BINARY, Target, address_space, check, mutated, refusing
 
-from stec.audio.sources import RATE, read_audio
+from stec.audio.decoding import RATE, read_audio
 
 KINDS = (
     ("WAV", "PCM_16"), ("WAV", "PCM_24"), ("WAV", "FLOAT"), ("WAV", "ULAW"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_16"),

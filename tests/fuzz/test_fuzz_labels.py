@@ -9,7 +9,8 @@ import pytest
 from mutations import TEXT, Target, check, mutated, refusing
 
 from stec.audio.labels import read_ctm, read_textgrid
-from stec.audio.phones import LARGEST_ID, SILENCES, Inventory, read_cpc_labels
+from stec.audio.cpc_labels import LARGEST_ID, read_cpc_labels
+from stec.audio.phones import SILENCES, Inventory
 from stec.audio.splits import read_split
 
 PHONES = ("sil", "AE1", "AH0", "B", "", "spn", 'say ""', "ʃ")

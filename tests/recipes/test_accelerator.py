@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PROGRAM = Path(__file__).with_name("accelerator_steps.py")
+
+def start(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, Path(__file__).with_name(program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def ask(*arguments: str) -> list[dict[str, Any]]:
-    done = subprocess.run([sys.executable, PROGRAM, *arguments], capture_output=True, text=True, timeout=600)
+    done = start("accelerator_steps.py", *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -36,3 +39,13 @@ def test_no_step_waits_and_each_trains_as_on_the_host() -> None:
     assert not [case for case in cases if not case["difference"] < 1e-3]
     # Two views in a few hundred launches, whatever changes they meet; 420 before these were taken together.
     assert {case["case"]: case["of views"] for case in cases}["tiny-stec"] < 260
+
+
+def test_a_whole_run_waits_only_where_it_reads_or_saves() -> None:
+    """Under lightning's own loop, its loggers, and our callbacks."""
+    done = start("accelerator_run.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout) < 1e-4
+    waiting = start("accelerator_run.py", "waits")
+    assert waiting.returncode != 0
+    assert "HostWaits: _local_scalar_dense reads the device's values" in waiting.stderr

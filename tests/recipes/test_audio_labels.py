@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from recipes.audio import labels as recipe
-from stec.audio.phones import Inventory, read_cpc_labels
+from stec.audio.cpc_labels import read_cpc_labels
+from stec.audio.phones import Inventory
 from stec.audio.preparing import prepare
 from stec.audio.sources import audio_folder
 

@@ -30,7 +30,7 @@ from recipes.audio.pictures import (
 )
 from recipes.records import Result
 from stec.audio.corpus import Corpus
-from stec.audio.features import FrameFeatures
+from stec.audio.frame_features import FrameFeatures
 
 NAMES = ("sil", "AE", "T", "S")
 LENGTHS = {"a-1": 48_000, "b-1": 32_000, "c-1": 16_000, "c-2": 40_000, "c-3": 16_000}

@@ -17,7 +17,7 @@ from recipes.audio.presets import Config
 from recipes.audio.run import build_learner
 from recipes.audio.run import pretrain as train
 from stec.audio.encoders import CPCEncoder
-from stec.audio.features import FrameFeatures
+from stec.audio.frame_features import FrameFeatures
 from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import Learner

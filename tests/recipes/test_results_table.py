@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from recipes.records import Record, Result, merge, read
-from recipes.results.table import markdown, outcomes, paper_value
+from recipes.results.published import paper_value
+from recipes.results.table import markdown, outcomes
 from recipes.vision import presets
 from recipes.vision.config import method as config_method
 

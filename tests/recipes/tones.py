@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from recipes.audio.presets import Config, preset
-from stec.audio.phones import write_cpc_labels
+from stec.audio.cpc_labels import write_cpc_labels
 from stec.audio.preparing import prepare
 from stec.audio.sources import find_audio
 
