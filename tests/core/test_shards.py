@@ -8,6 +8,8 @@ import os
 import pickle
 import resource
 import tarfile
+import threading
+import time
 from collections import OrderedDict
 from itertools import chain
 from pathlib import Path
@@ -22,8 +24,9 @@ from webdataset import tariterators
 
 from stec.core import distributed
 from stec.core.shards import IN_USE, INDEX, JOURNAL, TABLE, ShardBatches, ShardIndex, in_lanes, shard_order
+from stec.core.shards import files as shard_files
 from stec.core.shards.checks import locate, verify
-from stec.core.shards.files import CACHE, ShardFiles, local_path
+from stec.core.shards.files import CACHE, ShardFiles, local_path, webdataset_part
 from stec.core.shards.writing import Sample, Sources, write_shards
 
 COUNTS = st.lists(st.integers(1, 9), min_size=1, max_size=30)
@@ -456,6 +459,36 @@ def test_shards_are_fetched_once_checked_and_make_room(tmp_path: Path) -> None:
     locate(tmp_path / "here", None, cache_bytes=0)
     with pytest.raises(ValueError, match="is missing"):
         ShardIndex.open(tmp_path / "here")
+
+
+def test_a_slow_store_is_spoken_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = write(tmp_path / "here")
+    away = tmp_path / "away"
+    away.mkdir()
+    for shard in index.shards:
+        (tmp_path / "here" / shard.name).rename(away / shard.name)
+    locate(tmp_path / "here", f"file:{away}", cache_bytes=10**9)
+    remote = ShardIndex.open(tmp_path / "here")
+    local_path(remote, 0)
+    assert not caplog.messages
+
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1) -> Any:
+            time.sleep(0.3)
+            return super().read(size)
+
+    monkeypatch.setattr(shard_files, "PATIENCE", 0.1)
+
+    def part(module: str, name: str) -> Any:
+        return (lambda url, mode: Slow(url.removeprefix("file:"))) if name == "gopen" else webdataset_part(module, name)
+
+    monkeypatch.setattr(shard_files, "webdataset_part", part)
+    local_path(remote, 1)
+    first = caplog.messages[0]
+    assert first == f"file:{away}/{index.shards[1].name}: 0 of {index.shards[1].bytes / 1e6:.0f} MB after 0 s"
+    assert threading.active_count() == 1
 
 
 def test_what_is_in_use_fits_what_is_kept_open() -> None:

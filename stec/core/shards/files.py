@@ -3,9 +3,11 @@
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
+import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from stec.core.shards import IN_USE, Shard, ShardIndex, check_size
 
 CACHE, FETCHING = "cache", "fetching"  # folders beside the index, for shards that are fetched
 PIECE = 1 << 20  # bytes read at once
+PATIENCE = 30.0  # seconds after which a shard that is still being fetched is spoken of, and again and again
 
 
 class ShardFiles:
@@ -113,7 +116,7 @@ def _fetch(url: str, path: Path, part: Path, wanted: Shard) -> None:
     gopen = webdataset_part("gopen", "gopen")
     digest = hashlib.sha256()
     try:
-        with gopen(url, "rb") as source, part.open("wb") as file:
+        with _spoken_of(url, part, wanted), gopen(url, "rb") as source, part.open("wb") as file:
             while piece := source.read(PIECE):
                 digest.update(piece)
                 file.write(piece)
@@ -125,6 +128,28 @@ def _fetch(url: str, path: Path, part: Path, wanted: Shard) -> None:
     if digest.hexdigest() != wanted.sha256:
         part.unlink()
         raise ValueError(f"{url} has another checksum than its index says; upload it again")
+
+
+@contextlib.contextmanager
+def _spoken_of(url: str, part: Path, wanted: Shard) -> Iterator[None]:
+    """While a shard is fetched, tells every `PATIENCE` seconds how far it is: curl and gsutil retry without a word."""
+    done = threading.Event()
+
+    def speak() -> None:
+        seconds = 0.0
+        while not done.wait(PATIENCE):
+            seconds += PATIENCE
+            there = part.stat().st_size if part.exists() else 0
+            logger = logging.getLogger(__name__)
+            logger.warning(f"{url}: {there / 1e6:.0f} of {wanted.bytes / 1e6:.0f} MB after {seconds:.0f} s")
+
+    thread = threading.Thread(target=speak, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def webdataset_part(module: str, name: str) -> Callable[..., Any]:
