@@ -135,9 +135,10 @@ def build_learner(
 
 def order(config: Config, source: inputs.Inputs) -> EpochBatches:
     """The batches of a run: any images of an epoch together, or those of few shards."""
-    if isinstance(source.images, ShardedImages):
-        return ShardBatches(source.images.shard, batch_size=config.batch_size, seed=config.seed)
-    return EpochBatches(len(source.images), batch_size=config.batch_size, seed=config.seed)
+    images = source.images
+    if isinstance(images, ShardedImages):
+        return ShardBatches(images.shard, batch_size=config.batch_size, seed=config.seed)
+    return EpochBatches(len(images), batch_size=config.batch_size, seed=config.seed, checksum=images.checksum())
 
 
 def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:

@@ -16,6 +16,7 @@ class EpochBatches:
 
     With W processes each takes its own `batch_size / W` of every batch, so that W processes see together what one
     would. `steps_done` tells how many steps a resumed run has behind it; iteration begins there, also within an epoch.
+    With a `checksum` of the data that the indices stand for, a checkpoint made on other data is refused.
 
     Raises ValueError where the batch is larger than the data set, and in iteration where it does not divide among the
     processes, which are known only then.
@@ -24,7 +25,7 @@ class EpochBatches:
     [4, 4]
     """
 
-    def __init__(self, n: int, *, batch_size: int, seed: int) -> None:
+    def __init__(self, n: int, *, batch_size: int, seed: int, checksum: int | None = None) -> None:
         if batch_size < 2:
             raise ValueError(f"batch size is {batch_size}; a contrastive loss needs at least 2")
         if batch_size > n:
@@ -32,6 +33,7 @@ class EpochBatches:
         self.n = n
         self.batch_size = batch_size
         self.seed = seed
+        self.checksum = checksum
         self.steps_done: Callable[[], int] = lambda: 0
 
     def __len__(self) -> int:
@@ -60,11 +62,14 @@ class EpochBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """What must be the same when a run goes on."""
-        return {"n": self.n, "batch_size": self.batch_size, "seed": self.seed}
+        state = {"n": self.n, "batch_size": self.batch_size, "seed": self.seed}
+        return state if self.checksum is None else {**state, "checksum": self.checksum}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Check that a checkpoint was made on this order of the data; ValueError where it was not."""
         mine = self.state_dict()
+        if "checksum" not in state:  # the checkpoint's version kept none
+            mine.pop("checksum", None)
         if state != mine:
             names = [name for name in {**mine, **state} if state.get(name) != mine.get(name)]
             other = ", ".join(f"{name} {state.get(name)} there, {mine.get(name)} here" for name in names)

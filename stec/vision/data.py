@@ -5,6 +5,7 @@ Folders of image files are read by `stec.vision.folder`; sets too large for memo
 """
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -57,6 +58,10 @@ class ImageSet:
     def select(self, indices: Int[Tensor, " m"]) -> "ImageSet":
         """The images at `indices`."""
         return ImageSet(self.images[indices], self.labels[indices], self.classes)
+
+    def checksum(self) -> int:
+        """CRC-32 of pixels and labels: another number for other images, at some 2 GB a second."""
+        return zlib.crc32(self.images.cpu().numpy(), zlib.crc32(self.labels.cpu().numpy()))
 
     def subset(self, n: int, seed: int) -> "ImageSet":
         """`n` images in their old order, drawn by `balanced`: a function of (set, n, seed) alone.

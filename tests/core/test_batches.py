@@ -48,3 +48,14 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
     EpochBatches(64, batch_size=8, seed=5).load_state_dict(state)
     with pytest.raises(ValueError, match="use the same"):
         EpochBatches(64, batch_size=8, seed=6).load_state_dict(state)
+
+
+def test_a_checksum_tells_data_of_the_same_size_apart() -> None:
+    state = EpochBatches(64, batch_size=8, seed=5, checksum=1).state_dict()
+    EpochBatches(64, batch_size=8, seed=5, checksum=1).load_state_dict(state)
+    with pytest.raises(ValueError, match="checksum 1 there, 2 here"):
+        EpochBatches(64, batch_size=8, seed=5, checksum=2).load_state_dict(state)
+    with pytest.raises(ValueError, match="checksum 1 there, None here"):
+        EpochBatches(64, batch_size=8, seed=5).load_state_dict(state)
+    without = EpochBatches(64, batch_size=8, seed=5).state_dict()  # as checkpoints of older versions
+    EpochBatches(64, batch_size=8, seed=5, checksum=1).load_state_dict(without)

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -117,6 +119,25 @@ def test_other_data_are_not_resumed_on(tmp_path: Path) -> None:
     for changes in ({"limit": 80}, {"width": 8}):
         with pytest.raises(ValueError, match=r"use the same|was made with other settings: (limit|width)"):
             train(tiny(**changes), tmp_path / "run", resume=True, quiet=True)
+
+
+@pytest.mark.parametrize("memory_gb", [8.0, 0.0])
+def test_data_exchanged_for_as_many_others_are_not_resumed_on(memory_gb: float, tmp_path: Path) -> None:
+    def draw(seed: int, name: str) -> None:
+        pixels = np.random.default_rng(seed).integers(256, size=(16, 8, 8, 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / "images" / f"{name}{i}.png")
+
+    draw(0, "a")
+    config = tiny(data="folder", root=tmp_path / "images", batch_size=8, limit=None, memory_gb=memory_gb)
+    config = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, size=8))
+    train(config, tmp_path / "run", quiet=True)
+    train(config, tmp_path / "run", resume=True, quiet=True)
+    shutil.rmtree(tmp_path / "images")
+    draw(1, "a" if memory_gb else "b")  # streamed files are known by their names
+    with pytest.raises(ValueError, match="made with other data or batches: checksum"):
+        train(config, tmp_path / "run", resume=True, quiet=True)
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:

@@ -56,6 +56,14 @@ def test_balanced_counts_are_those_of_dealing_in_rounds(labels: list[int], data:
             assert max(taken.values()) <= number + 1
 
 
+def test_the_checksum_is_of_pixels_and_labels() -> None:
+    same, labels, pixels = numbered([0, 1, 0], 2), numbered([0, 1, 1], 2), numbered([0, 1, 0], 2)
+    pixels.images[2, 1, 3, 3] += 1
+    known = numbered([0, 1, 0], 2).checksum()
+    assert same.checksum() == known
+    assert known not in {labels.checksum(), pixels.checksum()}
+
+
 def test_subsets_repeat_grow_and_differ_by_seed() -> None:
     labels = torch.arange(300) % 7
     small, large = balanced(labels, 50, seed=3), balanced(labels, 120, seed=3)
