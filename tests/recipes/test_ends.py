@@ -1,6 +1,7 @@
 """Runs that end early: asked by a signal, or without their disk. SLURM: test_slurm.py, processes: test_ranks.py."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -9,17 +10,30 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from killing import IMAGES, SignalsItself, await_rows, check_equal, finish, log_of, start, state
+from tensorboard.backend.event_processing import event_accumulator
 
-from recipes.metrics import MetricsFile
+from recipes import run
+from recipes.metrics import Events, MetricsFile
+from recipes.ranks import end_others
 from recipes.run import check_writable
+from recipes.stopping import endings
+from recipes.vision.presets import preset
+from recipes.vision.run import pretrain as train
 from stec.core.files import whole
+
+TINY: dict[str, Any] = {
+    "width": 4, "limit": 32, "batch_size": 16, "epochs": 1, "warmup_epochs": 0, "precision": "32-true",
+    "projection_hidden": 8, "projection_out": 8, "manipulation_hidden": 8,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -206,3 +220,73 @@ def test_rows_after_the_checkpoint_and_torn_ones_are_taken_back(tmp_path: Path, 
 
 def test_checkpoint_minutes_are_kept_beside_the_settings(unbroken: Path) -> None:
     assert json.loads((unbroken / "config.json").read_text())["checkpoint_minutes"] == 15.0
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
+    """Of a run that was killed at step 6 and goes on from 4: the steps after 4 are those of the second try."""
+    for values, purge in ([(step, 1.0) for step in range(1, 7)], None), ([(step, 2.0) for step in range(5, 9)], 5):
+        logger = Events(tmp_path, name="", version="logs", purge_step=purge)
+        for step, value in values:
+            logger.log_metrics({"loss": value}, step=step)
+        logger.finalize("success")
+        time.sleep(1.1)  # files are named, and read in order, by the second
+    seen = event_accumulator.EventAccumulator(str(tmp_path / "logs")).Reload().Scalars("loss")
+    assert [(event.step, event.value) for event in seen] == [
+        *((i, 1.0) for i in range(1, 5)),
+        *((i, 2.0) for i in range(5, 9)),
+    ]
+
+
+@pytest.mark.parametrize(("micro_batch", "expected"), [(None, ["kept"]), (16, ["returned"])])
+def test_training_on_a_cpu_sets_what_the_allocator_keeps(
+    micro_batch: int | None, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(run, "keep_freed_memory", lambda: called.append("kept"))
+    monkeypatch.setattr(run, "return_freed_memory", lambda: called.append("returned"))
+    config = dataclasses.replace(preset("quickstart"), **TINY, micro_batch=micro_batch)
+    train(config, tmp_path / "run", quiet=True)
+    assert called == expected
+
+
+def trainer_with(*programs: str) -> Any:
+    """What `endings` sees of a trainer: that it is the first of several, and what it has started."""
+    processes = [subprocess.Popen([sys.executable, "-c", program]) for program in programs]
+    strategy = SimpleNamespace(launcher=SimpleNamespace(procs=processes))
+    return SimpleNamespace(strategy=strategy, world_size=3, global_rank=0, is_global_zero=True)
+
+
+SLEEPS, FAILS, KILLS_ITSELF = "import time; time.sleep(60)", "raise SystemExit(3)", "import os; os.kill(os.getpid(), 9)"
+
+
+def test_processes_that_a_run_started_end_with_it(tmp_path: Path) -> None:
+    trainer = trainer_with(SLEEPS, FAILS, KILLS_ITSELF)
+    for process in trainer.strategy.launcher.procs[1:]:
+        process.wait()
+    one, two, three = trainer.strategy.launcher.procs
+    assert end_others(trainer, wait=0) == [
+        f"process 2 (pid {two.pid}) ended with code 3",
+        f"process 3 (pid {three.pid}) was killed by SIGKILL",
+    ]
+    assert one.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shapes do not fit"), ValueError("no such file"), MemoryError()])
+def test_an_error_of_the_first_process_ends_the_others(error: Exception, tmp_path: Path) -> None:
+    trainer = trainer_with(SLEEPS)
+    with pytest.raises(type(error)) as raised, endings(tmp_path, trainer):
+        raise error
+    assert raised.value is error
+    assert trainer.strategy.launcher.procs[0].returncode == -signal.SIGKILL
+
+
+def test_a_lost_process_is_named(tmp_path: Path) -> None:
+    trainer = trainer_with(KILLS_ITSELF)
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1234")
+    with pytest.raises(RuntimeError) as raised, endings(tmp_path, trainer):
+        raise lost
+    (process,) = trainer.strategy.launcher.procs
+    assert str(raised.value).startswith(
+        f"process 1 (pid {process.pid}) was killed by SIGKILL (seen by process 0: [gloo"
+    )
+    assert f"There is no checkpoint in {tmp_path}" in str(raised.value)
