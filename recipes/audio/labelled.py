@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from stec.audio.phones import Alignment
+from stec.audio.alignment import Alignment
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowLoader, Windows
 from stec.core.actions import ViewPair

@@ -17,8 +17,9 @@ import tyro
 
 from recipes.terminal import command, say
 from stec.audio.corpus import Corpus
+from stec.audio.cpc_labels import write_cpc_labels
 from stec.audio.labels import Intervals, read_ctm, read_textgrid
-from stec.audio.phones import SILENCE, SILENCES, Inventory, frame_labels, write_cpc_labels
+from stec.audio.phones import SILENCE, SILENCES, Inventory, frame_labels
 
 HOP, CENTRE, WINDOW = 160, 200, 400  # samples: Kaldi's frames, which the published labels of CPC are
 PHONES = "phones.txt"

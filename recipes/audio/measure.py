@@ -14,10 +14,11 @@ from torch import Tensor
 
 from recipes.audio.presets import Config
 from recipes.records import Result
+from stec.audio.alignment import CONVENTIONS, Alignment
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
-from stec.audio.features import MFCC_CENTRE, FrameFeatures, extract, extract_mfcc, extract_windows
-from stec.audio.phones import CONVENTIONS, Alignment
+from stec.audio.features import MFCC_CENTRE, extract, extract_mfcc, extract_windows
+from stec.audio.frame_features import FrameFeatures
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.bootstrap import bootstrap

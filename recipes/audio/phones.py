@@ -34,12 +34,14 @@ from recipes.audio.measure import (
 from recipes.audio.presets import Config, method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
-from recipes.results.table import PUBLISHED_SPEECH
+from recipes.results.published import PUBLISHED_SPEECH
 from recipes.run import check_writable
 from recipes.terminal import command, say, table
+from stec.audio.alignment import CONVENTIONS, Alignment
 from stec.audio.corpus import Corpus
+from stec.audio.cpc_labels import read_cpc_labels
 from stec.audio.encoders import CPCEncoder
-from stec.audio.phones import CONVENTIONS, Alignment, Inventory, read_cpc_labels
+from stec.audio.phones import Inventory
 from stec.audio.splits import check_splits, overlap_with, read_split, select
 from stec.core.heads import PROTOCOLS
 

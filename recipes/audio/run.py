@@ -19,8 +19,9 @@ from recipes.progress import EpochProgress
 from recipes.ranks import machines
 from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
 from recipes.settings import fits, typed
+from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus
-from stec.audio.phones import Alignment, read_cpc_labels
+from stec.audio.cpc_labels import read_cpc_labels
 from stec.audio.shards import SpeechShards, open_speech
 from stec.audio.splits import read_split, select
 from stec.audio.views import SpeechPairs

@@ -26,12 +26,12 @@ from recipes.audio.phones import names_of
 from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
-from recipes.results.table import PUBLISHED_SPEECH
+from recipes.results.published import PUBLISHED_SPEECH
 from recipes.run import check_writable
 from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
-from stec.audio.features import FrameFeatures
+from stec.audio.frame_features import FrameFeatures
 from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import bootstrap
 from stec.core.heads import PROTOCOLS, Head, Settings, train_heads

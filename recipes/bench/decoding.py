@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes import records
 from recipes.bench.decoding_peers import Decoded, PlainPairs, keep_freed_memory, write_noise
-from recipes.bench.turns import in_turn, processor_seconds
+from recipes.bench.turns import OTHERS, in_turn, processor_seconds
 from recipes.run import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 from stec.core.batches import EpochBatches
@@ -41,7 +41,7 @@ from stec.vision.streaming import CroppedPairs, streaming_loader
 from stec.vision.views import SIMCLR_IMAGENET
 
 OURS, PLAIN, DECODE = "ours", "torchvision", "decoding"
-CORES, OTHERS = "decoding and two crops: cores for", "other programs, cores"
+CORES = "decoding and two crops: cores for"
 CONSUMPTIONS = (1_000.0, 2_500.0, 5_000.0)  # pairs/s, where none is given
 
 

@@ -13,9 +13,9 @@ from recipes.audio import networks
 from recipes.audio.measure import device
 from recipes.audio.presets import preset
 from recipes.audio.run import precision
-from recipes.bench.audio import train
 from recipes.bench.peers_step import count
 from recipes.bench.speech_peers import PermutedInfoNCE, pair_of
+from recipes.bench.speech_step import train
 from stec.core.memory import keep_freed_memory
 from stec.core.objective import Features
 

@@ -33,9 +33,8 @@ import tyro
 from rich.progress import Progress
 
 from recipes import records
-from recipes.bench import audio as speech_bench
 from recipes.bench import shards_peers as peers
-from recipes.bench import shards_speech
+from recipes.bench import shards_speech, speech_files
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.run import check_writable
 from recipes.terminal import CONSOLE, command, say, table
@@ -154,7 +153,8 @@ def cropped(source: ImageFiles | ShardedImages, size: int) -> Callable[[], int]:
 
 def speech(arguments: Arguments, folder: Path, scratch: Path) -> Found:
     """All passes through the same windows. ValueError where files are not at 16 kHz and mono."""
-    found = speech_bench.speech(speech_bench.Arguments(folder=folder.expanduser()), scratch)
+    folder = folder.expanduser()
+    found = speech_files.speech(folder, scratch, name=folder.name, workers=os.cpu_count() or 1)
     writing = {SHARDS: write(speech_sources(found.corpus), scratch / "speech-shards", arguments)}
     paths, window = [file.path for file in found.files], arguments.window
     shards = SpeechShards.open(scratch / "speech-shards")

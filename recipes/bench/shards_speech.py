@@ -9,7 +9,7 @@ from jaxtyping import Int16
 from torch import Tensor
 
 from stec.audio.corpus import Corpus
-from stec.audio.sources import RATE
+from stec.audio.decoding import RATE
 from stec.audio.windows import WindowBatches, WindowLoader
 
 Arm = Callable[[], Iterator[Int16[Tensor, "b n"]]]  # the batches of an epoch

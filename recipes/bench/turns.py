@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+OTHERS = "other programs, cores"
+
 
 def in_turn(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each, sampled in turn so that a slower or faster minute meets all of them."""
@@ -33,3 +35,13 @@ def processor_seconds() -> tuple[float, float]:
     busy = sum(fields) - fields[3] - fields[4]
     mine = os.times()
     return busy / os.sysconf("SC_CLK_TCK"), sum(mine[:4])
+
+
+def measured(work: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
+    """Median seconds of each in turn; and as details, with what other programs took of the processor meanwhile."""
+    start, before = time.perf_counter(), processor_seconds()
+    seconds = in_turn(work, rounds)
+    elapsed, after = time.perf_counter() - start, processor_seconds()
+    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
+    details: dict[str, object] = {f"{name}, s": round(value, 4) for name, value in seconds.items()}
+    return seconds, details | {OTHERS: round(max(0.0, others), 2)}

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stec.audio.sources import RATE
+from stec.audio.decoding import RATE
 from stec.core.inert import named
 
 VERSION = 1  # of the cache's format

@@ -4,19 +4,18 @@ Probes read them many times, and the encoder is nearly all of their cost: Greedy
 encodes every utterance in every epoch, does for 20 epochs what one extraction does once.
 """
 
-import dataclasses
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 import torchaudio
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+
+from stec.audio.frame_features import FrameFeatures, Frames, Progress, collect
 
 MFCC_CENTRE = 200.0  # samples: the middle of Kaldi's first frame of 25 ms, which is that of the CPC labels' too
 MFCC_HOP = 160
@@ -26,9 +25,7 @@ MFCC_HOP = 160
 _HELD = 2**16
 _BATCH = 32
 
-Frames = dict[str, Tensor]  # (t, f) of each layer for one utterance; empty where it is too short for a frame
 Waveforms = Callable[[int], Tensor]
-Progress = Callable[[int, int], None]
 Layer = Literal["context", "latents"]
 
 
@@ -43,35 +40,6 @@ class SpeechEncoder(Protocol):
     def frames(self, n: int, /) -> int: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class FrameFeatures:
-    """Frames of many utterances one after the other; the tensor may lie over a memory-mapped file."""
-
-    values: Float[Tensor, "n f"]
-    utterances: tuple[str, ...]
-    starts: Int[Tensor, " u"]  # in frames
-    lengths: Int[Tensor, " u"]
-
-    def __len__(self) -> int:
-        """Number of utterances."""
-        return len(self.utterances)
-
-    def of(self, index: int) -> Float[Tensor, "t f"]:
-        """The frames of one utterance."""
-        start = int(self.starts[index])
-        return self.values[start : start + int(self.lengths[index])]
-
-    def rows(self, indices: Iterable[int]) -> Int[Tensor, " m"]:
-        """Where the frames of these utterances are among all, such as those of a training split."""
-        spans = [torch.arange(int(self.lengths[i])) + self.starts[i] for i in indices]
-        return torch.cat(spans) if spans else torch.zeros(0, dtype=torch.long)
-
-    def sums(self, values: Float[Tensor, " n"]) -> Float[Tensor, " u"]:
-        """Sums over the frames of each utterance, float64: counts of correct ones from ones and zeros."""
-        totals = torch.cat((torch.zeros(1, dtype=torch.float64), values.double().cpu().cumsum(0)))
-        return totals[self.starts + self.lengths] - totals[self.starts]
 
 
 def extract(
@@ -108,7 +76,7 @@ def extract(
                 group, held = [], 0
 
     with _evaluation(encoder):
-        return _collect(frames(), utterances, dtype=dtype, folder=folder, progress=progress)
+        return collect(frames(), utterances, dtype=dtype, folder=folder, progress=progress)
 
 
 def extract_windows(
@@ -155,7 +123,7 @@ def extract_windows(
             yield {layer: torch.cat(some) for layer, some in parts.items()} if batches else {}
 
     with _evaluation(encoder):
-        return _collect(frames(), utterances, dtype=dtype, folder=folder, progress=progress)
+        return collect(frames(), utterances, dtype=dtype, folder=folder, progress=progress)
 
 
 def mfcc(waveform: Float[Tensor, " n"]) -> Float[Tensor, "t 39"]:
@@ -188,29 +156,7 @@ def extract_mfcc(
     """`mfcc` of whole utterances; waveforms, folder, progress and errors as in `extract`."""
     _check((), utterances)
     frames = ({"mfcc": mfcc(waveforms(i))} for i in range(len(utterances)))
-    return _collect(frames, utterances, dtype=dtype, folder=folder, progress=progress)["mfcc"]
-
-
-def pooled(features: FrameFeatures, how: Literal["mean", "last", "mean_std"]) -> Float[Tensor, "u _f"]:
-    """One float32 row for each utterance: the mean of its frames, the last one, or mean and standard deviation (2 f).
-
-    The last frame is what CPC_audio probes speakers on, the mean what Greedy InfoMax does. Raises ValueError for an
-    utterance without frames.
-    """
-    if empty := [name for name, length in zip(features.utterances, features.lengths.tolist()) if length == 0]:
-        raise ValueError(f"utterance {empty[0]} and {len(empty) - 1} more have no frame to pool; leave them out")
-    if how not in ("mean", "last", "mean_std"):
-        raise ValueError(f"how is {how!r}; use 'mean', 'last' or 'mean_std'")
-    rows = []
-    for i in range(len(features)):
-        frames = features.of(i)
-        if how == "last":
-            rows.append(frames[-1].float())
-        elif how == "mean":
-            rows.append(frames.float().mean(dim=0))
-        else:
-            rows.append(torch.cat(torch.std_mean(frames.float(), dim=0, correction=0)[::-1]))
-    return torch.stack(rows)
+    return collect(frames, utterances, dtype=dtype, folder=folder, progress=progress)["mfcc"]
 
 
 @contextmanager
@@ -250,79 +196,3 @@ def _with_context(encoder: SpeechEncoder, group: list[Tensor | None], layers: Se
     for i, latents in enumerate(group):
         both = {} if latents is None else {"latents": latents, "context": context.get(i, latents)}
         yield {layer: both[layer] for layer in layers if layer in both}
-
-
-def _collect(
-    frames: Iterable[Frames],
-    utterances: Sequence[str],
-    *,
-    dtype: torch.dtype,
-    folder: Path | None,
-    progress: Progress | None,
-) -> dict[str, FrameFeatures]:
-    """The frames of all utterances, in their order, in memory or in files."""
-    with ExitStack() as stack:
-        stores: dict[str, _Store] = {}
-        lengths = []
-        for done, (name, rows) in enumerate(zip(utterances, frames), start=1):
-            for layer, values in rows.items():
-                if layer not in stores:
-                    stores[layer] = stack.enter_context(_Store(layer, folder))
-                stores[layer].append(_narrowed(name, layer, values, dtype))
-            lengths.append(len(next(iter(rows.values()), ())))
-            if progress is not None:
-                progress(done, len(utterances))
-        if not any(lengths):
-            raise ValueError(f"all {len(utterances)} utterances are too short for a frame; are they at 16 kHz?")
-        counts = torch.tensor(lengths)
-        starts = counts.cumsum(0) - counts
-        return {
-            layer: FrameFeatures(store.finish(), tuple(utterances), starts, counts) for layer, store in stores.items()
-        }
-
-
-def _narrowed(name: str, layer: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-    narrow = values.to(dtype).cpu()
-    if not bool(narrow.isfinite().all()):
-        raise ValueError(
-            f"utterance {name}: {layer} hold NaN or infinity in {dtype}; "
-            "check the waveform, probe an earlier checkpoint, or use torch.float32"
-        )
-    return narrow
-
-
-class _Store:
-    """Rows in a list, or in a file that takes its name when it is complete."""
-
-    def __init__(self, name: str, folder: Path | None) -> None:
-        self.rows: list[Tensor] = []
-        self.shape, self.dtype = [0, 0], torch.float32
-        self.path = None if folder is None else folder / f"{name}.bin"
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle, self.partial = tempfile.mkstemp(dir=folder, prefix=f"{name}.", suffix=".partial")
-            self.file = os.fdopen(handle, "wb")
-
-    def __enter__(self) -> "_Store":
-        return self
-
-    def append(self, rows: Tensor) -> None:
-        self.shape, self.dtype = [self.shape[0] + len(rows), rows.shape[1]], rows.dtype
-        if self.path is None:
-            self.rows.append(rows.clone())  # not a view that keeps a padded batch alive
-        elif len(rows):
-            self.file.write(rows.contiguous().view(torch.uint8).numpy().data)
-
-    def finish(self) -> Tensor:
-        if self.path is None:
-            return torch.cat(self.rows)
-        self.file.close()
-        # Replaced, not written over: features of an earlier extraction may still be mapped from the old file.
-        os.replace(self.partial, self.path)
-        flat = torch.from_file(str(self.path), shared=False, size=self.shape[0] * self.shape[1], dtype=self.dtype)
-        return flat.view(self.shape)
-
-    def __exit__(self, *error: object) -> None:
-        if self.path is not None:
-            self.file.close()
-            Path(self.partial).unlink(missing_ok=True)

@@ -1,14 +1,12 @@
 """From audio files to a cache that `stec.audio.corpus.Corpus` opens: one pass that can be interrupted at any moment.
 
-While it grows, a cache is two files: `samples.part` (int16, one utterance after the other) and `journal.jsonl` (a line
-for each utterance that is wholly written, with the checksum of its samples). The next run checks the journal against
-the samples, cuts off what does not fit and goes on from there. At the end the samples are synced and renamed after
-their content, and `index.json` is put in place last and at once. So an index always speaks of whole samples, and an
-older cache in the same folder stays valid until that moment.
+While it grows, a cache is samples and a journal (`stec.audio.journal`). The next run checks the journal against the
+samples, cuts off what does not fit and goes on from there. At the end the samples are synced and renamed after their
+content, and `index.json` is put in place last and at once. So an index always speaks of whole samples, and an older
+cache in the same folder stays valid until that moment.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -23,31 +21,12 @@ import numpy as np
 import soundfile
 
 from stec.audio.corpus import INDEX, JOURNAL, PART, VERSION, fault
-from stec.audio.sources import RATE, AudioFile, read_audio
+from stec.audio.decoding import RATE, UNKNOWN, read_audio
+from stec.audio.journal import Entry, Source, resume, samples_name, source_of
+from stec.audio.sources import AudioFile
 from stec.core.files import full_disk, only_writer, put, sweep, whole
 
 BROKEN = "broken.txt"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An audio file as index and journal know it, to tell whether it is still the same; `file` is relative."""
-
-    utterance: str
-    speaker: str
-    chapter: str
-    file: str
-    size: int
-    mtime_ns: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry(Source):
-    """An utterance in the cache: where its samples begin, how many there are, and their CRC-32."""
-
-    start: int
-    samples: int
-    crc: int
 
 
 class Prepared(NamedTuple):
@@ -94,7 +73,7 @@ def prepare(
             return Prepared(cache, len(old["utterance"]), old["samples_total"], left_out, len(old["utterance"]), True)
         if old and not replace:
             _check_kept(cache, old, paths)
-        entries = _resume(cache, set(paths), keep=old["samples_file"] if old else None)
+        entries = resume(cache, set(paths), keep=old["samples_file"] if old else None)
         _check_space(cache, [paths[source] for source in paths], done=sum(entry.samples for entry in entries))
         resumed = len(entries)
         broken = _decode(paths, cache, entries, workers=workers, progress=progress)
@@ -105,12 +84,6 @@ def prepare(
         _finish(cache, list(paths), entries, broken)
     total = sum(entry.samples for entry in entries)
     return Prepared(cache, len(entries), total, tuple(broken.values()), resumed, False)
-
-
-def samples_name(entries: Sequence[Entry]) -> str:
-    """The name of a finished file of samples: a function of what is in it."""
-    content = json.dumps([[entry.utterance, entry.start, entry.samples, entry.crc] for entry in entries])
-    return f"samples-{hashlib.sha256(content.encode()).hexdigest()[:16]}.int16"
 
 
 # --- growing
@@ -125,7 +98,7 @@ def _decode(
     progress: Callable[[int, int], None] | None,
 ) -> dict[Source, str]:
     """Append what `entries` lacks to samples and journal, in order; returns the broken files with what is wrong."""
-    have = {_source(entry) for entry in entries}
+    have = {source_of(entry) for entry in entries}
     todo = iter([source for source in paths if source not in have])
     done = len(have)
     end = sum(entry.samples for entry in entries)
@@ -172,49 +145,6 @@ def _write(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) :]
 
 
-def _resume(cache: Path, wanted: set[Source], *, keep: str | None) -> list[Entry]:
-    """The utterances of an interrupted run that are whole and still wanted; cuts samples and journal to them."""
-    part, journal = cache / PART, cache / JOURNAL
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
-    found = [entry for entry in map(_entry, lines) if entry]
-    renamed = samples_name(found)
-    if not part.exists() and renamed != keep and (cache / renamed).exists():
-        os.replace(cache / renamed, part)  # interrupted between the last two steps of `_finish`
-    empty = not part.exists() or not part.stat().st_size  # which cannot be mapped
-    samples = np.zeros(0, np.uint8) if empty else np.memmap(part, dtype=np.uint8, mode="r")
-    entries: list[Entry] = []
-    end = written = 0
-    for line in lines:
-        entry = _entry(line)
-        if entry is None or entry.start != end or _source(entry) not in wanted:
-            break
-        there = samples[2 * end : 2 * (end + entry.samples)]
-        if len(there) < 2 * entry.samples or zlib.crc32(there.data) != entry.crc:
-            break
-        entries.append(entry)
-        end += entry.samples
-        written += len(line)
-    for path, size in ((part, 2 * end), (journal, written)):
-        with path.open("ab") as file:
-            file.truncate(size)
-    return entries
-
-
-def _entry(line: bytes) -> Entry | None:
-    """A line of the journal; None where it is torn."""
-    try:
-        entry = Entry(**json.loads(line)) if line.endswith(b"\n") else None
-        kinds = [field.type for field in dataclasses.fields(Entry)]
-        whole = entry and all(type(value) is kind for value, kind in zip(dataclasses.astuple(entry), kinds))
-        return entry if entry and whole and entry.start >= 0 and entry.samples > 0 else None
-    except (ValueError, TypeError, RecursionError):
-        return None
-
-
-def _source(entry: Entry) -> Source:
-    return Source(*(getattr(entry, field.name) for field in dataclasses.fields(Source)))
-
-
 # --- finishing
 
 
@@ -223,7 +153,7 @@ def _finish(cache: Path, order: Sequence[Source], entries: list[Entry], broken: 
     if not entries:
         raise ValueError(f"every file is broken, see {cache / BROKEN}; there is nothing to prepare")
     name = samples_name(entries)
-    by_source = {_source(entry): entry for entry in entries}
+    by_source = {source_of(entry): entry for entry in entries}
     listed = [by_source[source] for source in order if source in by_source]
     index: dict[str, Any] = {
         "version": VERSION,
@@ -311,7 +241,7 @@ def _check_space(cache: Path, paths: Sequence[Path], *, done: int) -> None:
     for path in some:
         try:
             information = soundfile.info(path)
-            seconds += information.duration if information.frames < 1 << 32 else 0
+            seconds += information.duration if information.frames < UNKNOWN else 0
             size += path.stat().st_size
         except (soundfile.LibsndfileError, UnicodeEncodeError, OSError):  # broken: it will be named, and takes no space
             continue

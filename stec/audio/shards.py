@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from stec.audio.corpus import Corpus
-from stec.audio.sources import RATE
+from stec.audio.decoding import RATE
 from stec.core.shards import ShardIndex, check_names, is_sharded
 from stec.core.shards import checks as shard_checks
 from stec.core.shards.files import ShardFiles

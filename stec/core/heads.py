@@ -7,21 +7,16 @@ same shape share one matrix product.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
+from stec.core import frames
 from stec.core.actions import step_seed
+from stec.core.head_groups import HeadGroup, Layers
 from stec.core.optim import warmup_cosine
-
-# Rows that are read at once: 32 MiB of float32 at 512 features.
-_CHUNK = 2**14
-
-Layers = list[tuple[Tensor, Tensor]]  # weight (in, out) and bias (out) of each
 
 
 class Head(NamedTuple):
@@ -94,7 +89,7 @@ class TrainedHeads:
         mean, scale = self.scaling[self.heads[name].features]
         if features.shape[1] != len(mean):
             raise ValueError(f"head {name!r} was trained on {len(mean)} features, these are {features.shape[1]}")
-        for block in features.split(_CHUNK):
+        for block in features.split(frames.CHUNK):
             x = (block.to(mean.device).float() - mean) * scale
             if not bool(x.isfinite().all()):
                 raise ValueError(f"head {name!r}: the features hold NaN or infinity; the encoder diverged")
@@ -155,12 +150,20 @@ def train_heads(
         raise ValueError(f"rows must name at least one of the {n} frames, each in 0 to {n - 1}")
     _check_labels(labels, heads, rows)
     target = next(iter(features.values())).device if device is None else torch.device(device)
-    scaling = {name: _scaling(name, values, rows, standardise, target) for name, values in features.items()}
+    scaling = {name: frames.scaling(name, values, rows, standardise, target) for name, values in features.items()}
 
     generator = torch.Generator()
     groups = [
-        _Group(key, names, heads, len(scaling[key.features][0]), generator.manual_seed(seed), target)
-        for key, names in _alike(heads).items()
+        HeadGroup(
+            {name: heads[name].labels for name in names},
+            alike.features,
+            f=len(scaling[alike.features][0]),
+            hidden=alike.hidden,
+            classes=alike.classes,
+            generator=generator.manual_seed(seed),
+            device=target,
+        )
+        for alike, names in _alike(heads).items()
     ]
     parameters = [parameter for group in groups for parameter in group.parameters]
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
@@ -170,10 +173,10 @@ def train_heads(
     losses: dict[str, list[float]] = {name: [] for name in heads}
     for epoch in range(epochs):
         generator.manual_seed(step_seed(seed, epoch, stream=1))
-        for chunk, batches in _order(m, steps_per_epoch, block, generator):
+        for chunk, batches in frames.epoch_order(m, steps_per_epoch, block, generator):
             where = chunk if rows is None else rows[chunk]
-            x = {name: _rows(values, where).to(target) for name, values in features.items()}
-            y = {name: _rows(values, where).to(target) for name, values in labels.items()}
+            x = {name: frames.take(values, where).to(target) for name, values in features.items()}
+            y = {name: frames.take(values, where).to(target) for name, values in labels.items()}
             for batch in batches:
                 index = batch.to(target)
                 inputs = {
@@ -199,96 +202,12 @@ def train_heads(
     return TrainedHeads(heads, layers, scaling, losses)
 
 
-class _Key(NamedTuple):
-    """What heads have to have in common to be stacked."""
-
-    features: str
-    classes: int
-    hidden: int | None
-
-
-def _alike(heads: Mapping[str, Head]) -> dict[_Key, list[str]]:
-    alike: dict[_Key, list[str]] = {}
+def _alike(heads: Mapping[str, Head]) -> dict[Head, list[str]]:
+    """The heads that can be stacked: all but their labels is the same."""
+    alike: dict[Head, list[str]] = {}
     for name, head in heads.items():
-        alike.setdefault(_Key(head.features, head.classes, head.hidden), []).append(name)
+        alike.setdefault(head._replace(labels=""), []).append(name)
     return alike
-
-
-class _Group:
-    """Stacked heads (h of them) on one set of features."""
-
-    def __init__(
-        self,
-        key: _Key,
-        names: list[str],
-        heads: Mapping[str, Head],
-        f: int,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        self.key, self.names = key, names
-        self.labels = [heads[name].labels for name in names]
-        h, c = len(names), key.classes
-        widths = (f, c) if key.hidden is None else (f, key.hidden, c)
-        self.weights, self.biases = [], []
-        for inputs, outputs in pairwise(widths):
-            weight = torch.randn(inputs, outputs, generator=generator) * math.sqrt(2 / (inputs + outputs))
-            # Heads of one shape start alike, so that none depends on which others there are.
-            self.weights.append(weight.repeat(h, 1, 1).to(device).requires_grad_())
-            self.biases.append(torch.zeros(h, 1, outputs, device=device).requires_grad_())
-        # The first layer is one product for all heads: (b, f) @ (f, h * out).
-        first = self.weights[0].detach().permute(1, 0, 2).reshape(f, -1).contiguous()
-        self.weights[0] = first.requires_grad_()
-        self.parameters = self.weights + self.biases
-        self.sums = torch.zeros(2, h, device=device)  # of the epoch: nats, frames
-
-    def loss(self, inputs: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> Tensor:
-        """The sum of the heads' mean losses in nats; a head without a labelled frame in the batch adds 0."""
-        h = len(self.names)
-        x = inputs[self.key.features] @ self.weights[0]
-        x = x.view(len(x), h, -1).transpose(0, 1) + self.biases[0]  # (h, b, out)
-        if self.key.hidden is not None:
-            x = torch.baddbmm(self.biases[1], x.relu(), self.weights[1])
-        labels = torch.stack([truth[name] for name in self.labels])  # (h, b)
-        nats = F.cross_entropy(x.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
-        sums, counts = nats.sum(dim=1), (labels != -1).sum(dim=1)
-        self.sums += torch.stack((sums.detach(), counts))
-        return (sums / counts.clamp(min=1)).sum()
-
-    def epoch_losses(self) -> list[tuple[str, float]]:
-        means = (self.sums[0] / self.sums[1]).tolist()
-        self.sums.zero_()
-        return list(zip(self.names, means))
-
-    def layers(self) -> Iterator[tuple[str, Layers]]:
-        h = len(self.names)
-        first = self.weights[0].detach().view(len(self.weights[0]), h, -1).transpose(0, 1)
-        weights = [first, *(weight.detach() for weight in self.weights[1:])]
-        for i, name in enumerate(self.names):
-            yield name, [(weight[i].clone(), bias.detach()[i, 0].clone()) for weight, bias in zip(weights, self.biases)]
-
-
-def _order(m: int, steps: int, block: int, generator: torch.Generator) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """One epoch over m positions: chunks of them in rising order, and which of a chunk make up each batch.
-
-    Batches differ by at most one in size: a short last one would weigh a few frames as much as a full batch.
-    """
-    blocks = torch.randperm(math.ceil(m / block), generator=generator)
-    order = (blocks[:, None] * block + torch.arange(block)).flatten() if block > 1 else blocks
-    order = order[order < m]
-    ends = [(i + 1) * m // steps for i in range(steps)]
-    together = max(1, _CHUNK * steps // m)
-    start = 0
-    for i in range(0, steps, together):
-        stops = ends[i : i + together]
-        chunk = order[start : stops[-1]].sort().values
-        mixed = torch.randperm(len(chunk), generator=generator)
-        yield chunk, list(mixed.tensor_split([stop - start for stop in stops[:-1]]))
-        start = stops[-1]
-
-
-def _rows(values: Tensor, index: Tensor) -> Tensor:
-    return values.index_select(0, index.to(values.device))
 
 
 def _used(given: Mapping[str, Tensor], heads: Mapping[str, Head], what: str) -> list[str]:
@@ -315,7 +234,7 @@ def _check_lengths(features: Mapping[str, Tensor], labels: Mapping[str, Tensor])
 def _check_labels(labels: Mapping[str, Tensor], heads: Mapping[str, Head], rows: Tensor | None) -> None:
     counted = {}
     for name, given in labels.items():
-        values = given if rows is None else _rows(given, rows)
+        values = given if rows is None else frames.take(given, rows)
         counted[name] = (int(values.min()), int(values.max())) if len(values) else (-1, -1)
     for name, head in heads.items():
         low, high = counted[head.labels]
@@ -328,29 +247,3 @@ def _check_labels(labels: Mapping[str, Tensor], heads: Mapping[str, Head], rows:
                 f"head {name!r} has classes 0 to {head.classes - 1}, labels {head.labels!r} run from {low} to {high}; "
                 "raise its classes, or mark frames that do not count with -1"
             )
-
-
-@torch.no_grad()
-def _scaling(
-    name: str, values: Tensor, rows: Tensor | None, standardise: bool, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """What to subtract from each feature and to multiply the rest by; the features are read once, to be checked too."""
-    count, f = 0, values.shape[1]
-    mean = torch.zeros(f, dtype=torch.float64, device=device)
-    squares = mean.clone()  # sum of squared deviations from the mean
-    for part in (values if rows is None else rows).split(_CHUNK):
-        x = (part if rows is None else _rows(values, part)).to(device).double()
-        centre = x.mean(dim=0)
-        if not bool(centre.isfinite().all()):
-            bad = int((~x.isfinite().all(dim=1)).sum())
-            raise ValueError(f"features {name!r}: {bad} of {len(x)} frames hold NaN or infinity; the encoder diverged")
-        # Chan et al. 1979: merging means and squares of parts cancels no digits.
-        shift, total = centre - mean, count + len(x)
-        squares += (x - centre).square_().sum(dim=0) + shift.square() * (count * len(x) / total)
-        mean += shift * (len(x) / total)
-        count = total
-    if not standardise:
-        return torch.zeros(f, device=device), torch.ones(f, device=device)
-    std = (squares / count).sqrt()
-    varies = std > 1e-6 * mean.abs().clamp(min=1e-6)
-    return mean.float(), torch.where(varies, 1 / std, 0.0).float()

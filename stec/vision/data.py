@@ -61,7 +61,7 @@ class ImageSet:
 
     def checksum(self) -> int:
         """CRC-32 of pixels and labels: another number for other images, at some 2 GB a second."""
-        return zlib.crc32(self.images.cpu().numpy(), zlib.crc32(self.labels.cpu().numpy()))
+        return zlib.crc32(self.images.cpu().numpy().data, zlib.crc32(self.labels.cpu().numpy().data))
 
     def subset(self, n: int, seed: int) -> "ImageSet":
         """`n` images in their old order, drawn by `balanced`: a function of (set, n, seed) alone.

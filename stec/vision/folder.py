@@ -102,7 +102,7 @@ class ImageFiles:
 
     def checksum(self) -> int:
         """CRC-32 of the names below `root`, and the labels; what the files hold is not read."""
-        return zlib.crc32(self.encoded.numpy(), zlib.crc32(self.labels.numpy()))
+        return zlib.crc32(self.encoded.numpy().data, zlib.crc32(self.labels.numpy().data))
 
     def subset(self, n: int, seed: int) -> "ImageFiles":
         """`n` files in their old order, as `ImageSet.subset`."""

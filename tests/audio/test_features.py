@@ -1,4 +1,4 @@
-"""Features extracted once: against the encoder one by one, in memory as in files; MFCC against librosa; pooling."""
+"""Features extracted once: against the encoder one by one, in memory as in files; MFCC against librosa."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from stec.audio import features as module
-from stec.audio.frame_features import FrameFeatures, pooled
 from stec.audio.features import extract, extract_mfcc, extract_windows, mfcc
 
 HOP = 20
@@ -195,40 +194,6 @@ def test_refused(waveforms: Callable[[int], Tensor], names: tuple[str, ...], opt
         extract(Encoder(), waveforms, names, device="cpu", **{"layers": ("latents",), **options})
     with pytest.raises(ValueError, match=words):
         extract_windows(Encoder(10), waveforms, names, device="cpu", window=400, **{"layers": ("latents",), **options})
-
-
-# --- frames of utterances
-
-
-def _features(dtype: torch.dtype = torch.float32) -> FrameFeatures:
-    values = torch.tensor([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0], [7.0, 0.0], [9.0, 4.0]]).to(dtype)
-    return FrameFeatures(values, ("a", "b"), torch.tensor([0, 2]), torch.tensor([2, 3]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_pooling(dtype: torch.dtype) -> None:
-    features = _features(dtype)
-    assert torch.equal(pooled(features, "mean"), torch.tensor([[2.0, 2.0], [7.0, 4.0]]))
-    assert torch.equal(pooled(features, "last"), torch.tensor([[3.0, 2.0], [9.0, 4.0]]))
-    expected = torch.tensor([[2.0, 2.0, 1.0, 0.0], [7.0, 4.0, math.sqrt(8 / 3), math.sqrt(32 / 3)]])
-    assert torch.allclose(pooled(features, "mean_std"), expected)
-
-
-@pytest.mark.unchecked
-def test_pooling_refuses() -> None:
-    empty = FrameFeatures(torch.zeros(2, 3), ("a", "b"), torch.tensor([0, 2]), torch.tensor([2, 0]))
-    with pytest.raises(ValueError, match="utterance b and 0 more have no frame"):
-        pooled(empty, "last")
-    with pytest.raises(ValueError, match="how is 'max'"):
-        pooled(_features(), "max")  # type: ignore[arg-type]
-
-
-def test_rows_and_sums() -> None:
-    features = _features()
-    assert features.rows([1]).tolist() == [2, 3, 4]
-    assert features.rows([1, 0]).tolist() == [2, 3, 4, 0, 1]
-    assert features.rows([]).tolist() == []
-    assert features.sums(torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])).tolist() == [1, 3]
 
 
 # --- MFCC

@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from stec.audio import espeak, synthetic, synthetic_corpus
-from stec.audio.espeak import ACCENTS, PHONES, speak
-from stec.audio.labels import Intervals
 from stec.audio.cpc_labels import read_cpc_labels
+from stec.audio.espeak import ACCENTS, PHONES, speak
 from stec.audio.grammar import WORDS, compose
+from stec.audio.labels import Intervals
 from stec.audio.sentences import SENTENCES, draw_sentence
 from stec.audio.synthetic import RATE, Speaker, Utterance, cpc_labels, draw_speaker, synthesise, utterance
 from stec.audio.synthetic_corpus import Summary, write_corpus

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stec.core import heads as module
+from stec.core import frames
 from stec.core.actions import step_seed
 from stec.core.heads import PROTOCOLS, Head, TrainedHeads, train_heads
 
@@ -48,7 +48,7 @@ def test_weights_are_those_of_a_loop_in_float64(hidden: int | None, cosine: bool
     for epoch in range(3):
         nats = torch.zeros(0, dtype=torch.float64)
         generator = torch.Generator().manual_seed(step_seed(0, epoch, stream=1))
-        for chunk, batches in module._order(300, 10, 1, generator):
+        for chunk, batches in frames.epoch_order(300, 10, 1, generator):
             for batch in batches:
                 rows = [i for i in chunk[batch].tolist() if y[i] >= 0]
                 loss = F.cross_entropy(net(scaled[rows]), y[rows], reduction="none")
@@ -163,8 +163,8 @@ def test_memory_mapped_features(tmp_path: Path) -> None:
 def test_an_epoch_holds_every_frame_once_in_batches_of_like_size(m: int, size: int, block: int, chunk: int) -> None:
     steps = math.ceil(m / size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_CHUNK", chunk)
-        order = list(module._order(m, steps, block, torch.Generator().manual_seed(0)))
+        patch.setattr(frames, "CHUNK", chunk)
+        order = list(frames.epoch_order(m, steps, block, torch.Generator().manual_seed(0)))
     batches = [rows[batch] for rows, some in order for batch in some]
     sizes = [len(batch) for batch in batches]
     assert sorted(torch.cat(batches).tolist()) == list(range(m))
@@ -176,7 +176,7 @@ def test_an_epoch_holds_every_frame_once_in_batches_of_like_size(m: int, size: i
 
 def test_blocks_are_read_in_runs_and_mixed_within_a_chunk() -> None:
     generator = torch.Generator().manual_seed(0)
-    (first, batches), *_ = module._order(100_000, 100, 128, generator)
+    (first, batches), *_ = frames.epoch_order(100_000, 100, 128, generator)
     runs = 1 + int((first.diff() != 1).sum())
     assert runs <= len(first) / 128 + 1
     assert len({int(row) // 128 for row in first[batches[0]]}) > 100  # a batch of 1,000 is no 8 runs
@@ -203,9 +203,9 @@ def test_blocks_of_rows_give_what_one_block_does(monkeypatch: pytest.MonkeyPatch
     x, y = _data()
     trained = train_heads({"c": x}, {"y": y}, {"h": Head("c", "y", 4)}, **QUICK)
     whole, scaling = trained.logits("h", x), trained.scaling["c"]
-    monkeypatch.setattr(module, "_CHUNK", 7)
+    monkeypatch.setattr(frames, "CHUNK", 7)
     assert torch.allclose(trained.logits("h", x), whole, atol=1e-5)
-    for ours, theirs in zip(module._scaling("c", x, None, True, torch.device("cpu")), scaling):
+    for ours, theirs in zip(frames.scaling("c", x, None, True, torch.device("cpu")), scaling):
         assert torch.allclose(ours, theirs, rtol=1e-6)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from mutations import TEXT, Target, check, mutated, refusing
 
-from stec.audio.labels import read_ctm, read_textgrid
 from stec.audio.cpc_labels import LARGEST_ID, read_cpc_labels
+from stec.audio.labels import read_ctm, read_textgrid
 from stec.audio.phones import SILENCES, Inventory
 from stec.audio.splits import read_split
 

@@ -12,22 +12,12 @@ from sklearn.metrics import confusion_matrix
 from torch import Tensor
 
 from recipes.audio import pictures
+from recipes.audio.accuracy_picture import _per_cent, draw_accuracies
+from recipes.audio.confusion_picture import cluster_order, confusions, draw_confusion
 from recipes.audio.measure import Frames, PhoneProbe, probe_phones
 from recipes.audio.phones import Task
-from recipes.audio.pictures import (
-    MARK,
-    TRUE,
-    Stretch,
-    _per_cent,
-    best_linear,
-    cluster_order,
-    confusions,
-    draw_accuracies,
-    draw_all,
-    draw_confusion,
-    draw_utterance,
-    stretches,
-)
+from recipes.audio.pictures import best_linear, draw_all
+from recipes.audio.utterance_picture import MARK, TRUE, Stretch, draw_utterance, stretches
 from recipes.records import Result
 from stec.audio.corpus import Corpus
 from stec.audio.frame_features import FrameFeatures

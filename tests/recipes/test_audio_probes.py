@@ -22,11 +22,11 @@ from recipes.audio.measure import Frames, encoder_frames, label_frames, majority
 from recipes.audio.run import load_learner
 from recipes.audio.run import pretrain as train
 from recipes.results import table
+from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus
+from stec.audio.cpc_labels import write_cpc_labels
 from stec.audio.encoders import CPCEncoder
 from stec.audio.frame_features import FrameFeatures
-from stec.audio.alignment import Alignment
-from stec.audio.cpc_labels import write_cpc_labels
 from stec.audio.preparing import prepare
 from stec.audio.sources import audio_folder
 from stec.core.checkpoints import load_checkpoint

@@ -22,9 +22,9 @@ from recipes.run import Outcome
 from recipes.vision.presets import preset as vision_preset
 from recipes.vision.run import load_learner as load_images
 from recipes.vision.run import pretrain as train_images
+from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import PADDINGS, CPCEncoder
-from stec.audio.alignment import Alignment
 from stec.audio.preparing import prepare
 from stec.audio.sources import audio_folder
 from stec.audio.views import SpeechPairs

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from recipes import records
-from recipes.bench import audio
-from recipes.bench.audio import Arguments, main, show, write_noise
+from recipes.bench import speech_step
+from recipes.bench.audio import main, show
+from recipes.bench.speech_files import write_noise
 from recipes.bench.speech_peers import PermutedInfoNCE, draw_orders, permuted_infonce, probe_epoch, read_windows
 from stec.audio.encoders import CPCEncoder
 
@@ -78,7 +79,7 @@ def test_files_that_a_plain_read_would_misread_are_refused(tmp_path: Path) -> No
 def test_what_does_not_fit_into_memory_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(audio, "fresh_peak", lambda form, batch, channels: 1.0)
+    monkeypatch.setattr(speech_step, "fresh_peak", lambda form, batch, channels: 1.0)
     record = measured(tmp_path / "speed.json", "--parts", "memory", "--memory-batch", str(2**20))
     assert [r.metric for r in record.results] == ["memory: added by CPC, MB"]
     assert str(record.results[0].details["gathered form"]).startswith("left out: needs some 21990.2 GB")
@@ -126,7 +127,7 @@ def test_the_peers_loss_of_a_blank_context_is_chance() -> None:
 
 
 def test_the_peers_probe_takes_a_step_an_utterance(tmp_path: Path) -> None:
-    write_noise(tmp_path, Arguments(utterances=3, utterance_seconds=0.5))
+    write_noise(tmp_path, utterances=3, seconds=0.5)
     paths = sorted(tmp_path.rglob("*.flac"))
     encoder = CPCEncoder(channels=8, context_dim=4)
     linear = torch.nn.Linear(4, 5)
@@ -137,7 +138,7 @@ def test_the_peers_probe_takes_a_step_an_utterance(tmp_path: Path) -> None:
 
 
 def test_windows_are_read_where_they_start_and_noise_is_compressed_as_speech_is(tmp_path: Path) -> None:
-    write_noise(tmp_path, Arguments(utterances=2, utterance_seconds=4))
+    write_noise(tmp_path, utterances=2, seconds=4)
     paths = sorted(tmp_path.rglob("*.flac"))
     whole = [soundfile.read(path, dtype="float32")[0] for path in paths]
     read = read_windows(paths, [5, 40_000], 100)
