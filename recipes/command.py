@@ -8,7 +8,9 @@ import tyro
 
 from recipes import records
 from recipes.metrics import last_row
-from recipes.run import Outcome, holds_checkpoints, is_first
+from recipes.ranks import is_first
+from recipes.run import Outcome
+from recipes.run_folder import holds_checkpoints
 from recipes.terminal import say
 
 

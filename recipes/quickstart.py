@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from recipes import records
-from recipes.run import make_folder
+from recipes.run_folder import make_folder
 from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions

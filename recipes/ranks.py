@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.plugins.layer_sync import LayerSync
+from lightning.pytorch.utilities import rank_zero_only
 from torch.nn.parallel import DistributedDataParallel
 
 from stec.core.batchnorm import join_batchnorm
@@ -41,6 +42,11 @@ def machines(devices: int) -> int:
             )
         return int(os.environ["GROUP_WORLD_SIZE"])
     return int(os.environ.get("SLURM_NNODES", "1")) if SLURMEnvironment.detect() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that run this command together."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 class Agreement:

@@ -22,7 +22,7 @@ from recipes.audio.measure import surprise
 from recipes.audio.presets import Config, method, preset
 from recipes.audio.run import check_config, load_learner, precision, pretrain, read_config, record_of
 from recipes.results.table import speech
-from recipes.run import check_writable, last_checkpoint
+from recipes.run_folder import check_writable, last_checkpoint
 from recipes.terminal import command, say
 from stec.audio.corpus import Corpus
 from stec.audio.splits import overlap_with, read_split, select

@@ -15,7 +15,7 @@ from recipes import records
 from recipes.audio import phones, speakers
 from recipes.audio.presets import preset
 from recipes.audio.run import pretrain
-from recipes.run import make_folder
+from recipes.run_folder import make_folder
 from recipes.terminal import command, say, table
 from stec.audio.espeak import version
 from stec.audio.preparing import prepare

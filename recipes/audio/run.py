@@ -16,8 +16,9 @@ from recipes.audio import networks
 from recipes.audio.labelled import LabelledPairs, LabelledWindows, count_classes
 from recipes.audio.presets import PATHS, Config, Precision, method
 from recipes.progress import EpochProgress
-from recipes.ranks import machines
-from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from recipes.ranks import is_first, machines
+from recipes.run import Outcome, check_schedule, fit, quieten
+from recipes.run_folder import check_output, plain, read_settings
 from recipes.settings import fits, typed
 from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus

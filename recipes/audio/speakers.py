@@ -27,7 +27,7 @@ from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
 from recipes.results.published import PUBLISHED_SPEECH
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder

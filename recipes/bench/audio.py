@@ -23,7 +23,7 @@ import tyro
 from recipes import records
 from recipes.bench import speech_files, speech_step
 from recipes.bench.turns import OTHERS
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 
 Part = Literal["windows", "step", "memory", "probe", "prepare"]

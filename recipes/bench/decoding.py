@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes import records
 from recipes.bench.decoding_peers import Decoded, PlainPairs, keep_freed_memory, write_noise
 from recipes.bench.turns import OTHERS, in_turn, processor_seconds
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 from stec.core.batches import EpochBatches
 from stec.vision.folder import ImageFiles, image_folder

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from recipes import records
 from recipes.bench.methods import ready_pair
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.config import Config

@@ -27,7 +27,7 @@ from recipes.bench.peers_alike import agreement, check_alike
 from recipes.bench.peers_parts import REFERENCE, Arguments, Part, check_installed, parts_of
 from recipes.bench.peers_process import Measured, in_turn
 from recipes.bench.quiet import Quiet, counters
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 
 LEVEL = 1.1  # ratios below this, and those of samples that overlap, tell of no difference

@@ -36,7 +36,7 @@ from recipes import records
 from recipes.bench import shards_peers as peers
 from recipes.bench import shards_speech, speech_files
 from recipes.bench.turns import in_turn, processor_seconds
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 from stec.audio.shards import SpeechShards, speech_sources
 from stec.core.batches import EpochBatches

@@ -25,7 +25,7 @@ from recipes import records
 from recipes.bench.methods import methods
 from recipes.bench.turns import in_turn, processor_seconds
 from recipes.bench.views import measure
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.presets import Identity, preset

@@ -18,7 +18,8 @@ from typing import Any
 import tyro
 
 from recipes import records
-from recipes.run import Outcome, check_writable
+from recipes.run import Outcome
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say
 from recipes.vision import compare, grids, plots
 from recipes.vision.presets import Config, preset

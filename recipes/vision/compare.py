@@ -14,7 +14,8 @@ import tyro
 
 from recipes import records
 from recipes.results.table import markdown
-from recipes.run import Outcome, check_writable
+from recipes.run import Outcome
+from recipes.run_folder import check_writable
 from recipes.stopping import Stopped
 from recipes.terminal import command, say
 from recipes.vision import evaluate, inputs

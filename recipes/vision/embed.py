@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from recipes import records
-from recipes.run import check_writable, plain
+from recipes.run_folder import check_writable, plain
 from recipes.terminal import command, say, table
 from recipes.vision import embed_picture, evaluate, inputs, measure
 from recipes.vision.config import Config, Data, method

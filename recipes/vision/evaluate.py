@@ -17,7 +17,7 @@ import lightning
 import tyro
 
 from recipes import records
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.measure import (

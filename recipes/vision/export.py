@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from recipes import records
-from recipes.run import check_writable, plain
+from recipes.run_folder import check_writable, plain
 from recipes.terminal import command, say
 from recipes.vision.config import Config, method
 from recipes.vision.run import load_learner, to_plain

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from recipes import records
 from recipes.progress import EpochProgress
 from recipes.results.table import spread
-from recipes.run import check_schedule, check_writable, fit, plain, quieten
+from recipes.run import check_schedule, fit, quieten
+from recipes.run_folder import check_writable, plain
 from recipes.terminal import CONSOLE, command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.config import Data, method

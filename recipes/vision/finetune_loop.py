@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.metrics import MetricsFile
-from recipes.run import last_checkpoint
+from recipes.run_folder import last_checkpoint
 from recipes.terminal import CONSOLE, say
 from recipes.vision.voc_schedule import Schedule, sgd
 from stec.core.actions import step_seed

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import networks
 from recipes.vision.config import Config, Data, method

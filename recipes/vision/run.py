@@ -10,8 +10,9 @@ import torch
 
 from recipes import records
 from recipes.progress import EpochProgress
-from recipes.ranks import cores
-from recipes.run import Outcome, check_output, check_schedule, fit, is_first, plain, quieten, read_settings
+from recipes.ranks import cores, is_first
+from recipes.run import Outcome, check_schedule, fit, quieten
+from recipes.run_folder import check_output, plain, read_settings
 from recipes.settings import fits, typed
 from recipes.vision import inputs, networks
 from recipes.vision.config import Config, method

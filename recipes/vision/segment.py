@@ -23,7 +23,7 @@ from torch.utils.data import default_collate
 
 from recipes.progress import EpochProgress
 from recipes.records import Record, Result
-from recipes.run import plain
+from recipes.run_folder import plain
 from recipes.terminal import command, say
 from recipes.vision import voc_runs
 from recipes.vision.finetune_loop import fit

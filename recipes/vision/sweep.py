@@ -21,7 +21,8 @@ from pathlib import Path
 import tyro
 
 from recipes import records
-from recipes.run import Outcome, check_schedule, check_writable
+from recipes.run import Outcome, check_schedule
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say
 from recipes.vision import compare, grids, inputs, plots
 from recipes.vision.measure import Protocol

@@ -14,7 +14,7 @@ import tyro
 from torch import nn
 
 from recipes import records
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.config import Data, method

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from recipes import records
-from recipes.run import check_writable, plain
+from recipes.run_folder import check_writable, plain
 from recipes.terminal import say, table
 from recipes.vision.finetune_loop import write_settings
 from recipes.vision.voc_encoders import Encoders, Source

@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from recipes import run
 from recipes.metrics import Events, MetricsFile
 from recipes.ranks import end_others
-from recipes.run import check_writable
+from recipes.run_folder import check_writable
 from recipes.stopping import endings
 from recipes.vision.presets import preset
 from recipes.vision.run import pretrain as train

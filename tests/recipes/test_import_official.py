@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from recipes import records
-from recipes.run import last_checkpoint
+from recipes.run_folder import last_checkpoint
 from recipes.vision import evaluate
 from recipes.vision.import_official import Arguments, Imported, import_official, show
 from recipes.vision.import_official import main as command

@@ -15,7 +15,7 @@ import pytest
 from killing import KINDS, KillsItself, check_equal, differences, finish, log_of, start, state
 from tones import make_speech
 
-from recipes.run import last_checkpoint
+from recipes.run_folder import last_checkpoint
 from recipes.saving import checkpoints
 
 KILLS = int(os.environ.get("STEC_KILLS", "1"))

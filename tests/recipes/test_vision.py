@@ -16,7 +16,7 @@ from PIL import Image
 
 from recipes import quickstart, records
 from recipes.results import table
-from recipes.run import make_folder
+from recipes.run_folder import make_folder
 from recipes.vision import evaluate, inputs, measure, networks, pretrain
 from recipes.vision.config import NAMES, Config, method
 from recipes.vision.presets import PRESETS, preset
