@@ -65,6 +65,7 @@ def quieten() -> None:
         "You're resuming from a checkpoint that ended before the epoch ended",  # our loaders go on where it ended
         "Be aware that when using `ckpt_path`",  # checkpoints of before had another callback that wrote them
         ".*does not have many workers",
+        "TensorFloat32 tensor cores",  # of views and losses all digits count; convolutions use them already
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -44,9 +44,9 @@ class LabelledWindows(Iterable[Labelled], Sized):
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Labelled]:
-        for windows in self.loader:
-            rows = [self._row(int(i), int(start)) for i, start in zip(windows.utterance, windows.start)]
-            yield Labelled(windows, torch.stack(rows))
+        for index, windows in self.loader.indexed():
+            rows = [self._row(i, start) for i, start in zip(index.utterance.tolist(), index.start.tolist())]
+            yield Labelled(windows, self.loader.place(torch.stack(rows)))
 
     def _row(self, utterance: int, start: int) -> Int64[Tensor, " t"]:
         labels = self._labels[utterance]

@@ -94,17 +94,17 @@ class Pixels(nn.Module):
 def augmented(encoder: nn.Module, train: ImageSet, config: Config) -> EpochFeatures:
     """Features of newly cropped and flipped images for every epoch, as the released code's linear fit has them."""
     law, (h, w) = geometry(config.augmentation), (int(n) for n in train.images.shape[2:])
-    encoder = encoder.to(device())
+    encoder, data = encoder.to(device()), train.to(device())
 
     def epoch_features(epoch: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(step_seed(config.seed, epoch, stream=-2))
 
         def batches() -> Iterator[tuple[Tensor, Tensor]]:
-            for start in range(0, len(train), 256):
+            for start in range(0, len(data), 256):
                 part = slice(start, start + 256)
-                images = train.images[part]
+                images = data.images[part]
                 crops = law.draw_crops(len(images), (h, w), generator=generator)
-                yield crops.apply(images, law.size or (h, w)), train.labels[part]
+                yield crops.apply(images, law.size or (h, w)), data.labels[part]
 
         return extract(encoder, batches(), device=device())
 

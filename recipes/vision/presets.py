@@ -24,6 +24,8 @@ def folder() -> dict[str, Config]:
         epochs=200,
         batch_size=256,
         lr=1.2 * 256 / 1024,
+        check_every=10,
+        checkpoint_every=1,
     )
     return {"folder": dataclasses.replace(arms_of(base, "simclr")["stec"], preset="folder")}
 

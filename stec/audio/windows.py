@@ -264,19 +264,25 @@ class WindowLoader(Iterable[Windows], Sized):
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Windows]:
-        for utterance, start, start_prime in self.batches:
+        return (windows for _, windows in self.indexed())
+
+    def indexed(self) -> Iterator[tuple[WindowIndex, Windows]]:
+        """Every batch, with where it was cut, on the host wherever the batch lies."""
+        for index in self.batches:
+            utterance, start, start_prime = index
             begin, chapter, speaker = self._table[utterance].unbind(dim=1)
             x = self._windows(begin + start)
             x_prime = None if start_prime is None else self._windows(begin + start_prime)
             labels = (utterance, chapter, speaker, start)
-            yield Windows(x, x_prime, *(self._place(label) for label in labels))
+            yield index, Windows(x, x_prime, *(self.place(label) for label in labels))
 
     def _windows(self, starts: Int64[Tensor, " b"]) -> Int16[Tensor, "b n"]:
         if self.device is None:
             return gather(self.corpus.samples, starts.numpy(), self.batches.window)
-        return self._resident.unfold(0, self.batches.window, 1)[self._place(starts)]
+        return self._resident.unfold(0, self.batches.window, 1)[self.place(starts)]
 
-    def _place(self, values: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    def place(self, values: Int[Tensor, "b ..."]) -> Int[Tensor, "b ..."]:
+        """Host values where the batches lie."""
         return values if self.device is None else to_device(values, self.device)
 
 

@@ -17,16 +17,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accelerator import DEVICE, Simulation, allowed_to_wait, to_host
 from tones import Speech, make_speech, tiny
 
 from recipes.audio import run as speech_run
+from recipes.audio.labelled import LabelledWindows
 from recipes.vision import run as image_run
 from recipes.vision.networks import COPIES
 from recipes.vision.presets import preset
+from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus
+from stec.audio.cpc_labels import read_cpc_labels
 from stec.audio.windows import WindowBatches, WindowLoader
 from stec.core.actions import ViewPair
 from stec.core.batches import EpochBatches
@@ -147,18 +151,21 @@ def speech(made: Speech, *, resident: bool = True, **changes: object) -> Case:
 
     def case(device: torch.device) -> Steps:
         corpus = Corpus.open(made.cache)
-        pairs = config.time_insensitive != "none"
+        pairs, labels = config.time_insensitive != "none", read_cpc_labels(made.labels)
         settings = {"window": config.window, "sampling": config.sampling, "together": config.together, "pairs": pairs}
         windows = WindowBatches(corpus, batch_size=8, seed=0, group=4, **settings)
         learner = speech_run.build_learner(config, corpus=corpus, batches=windows, classes=4)
 
         def batches() -> Iterator[Any]:
             with allowed_to_wait():
-                loader = WindowLoader(corpus, windows, device=device if resident else None)
+                loader: Any = WindowLoader(corpus, windows, device=device if resident else None)
+            if config.supervised:
+                network: Any = learner.encoder
+                alignment = Alignment.nearest(frame_centre=network.centre)
+                loader = LabelledWindows(loader, labels, frames=network.frames(config.window), alignment=alignment)
             while True:
                 for batch in loader:
-                    moved = (value if value is None else value.to(device, non_blocking=True) for value in batch)
-                    yield type(batch)(*moved)
+                    yield tree_map_only(Tensor, lambda value: value.to(device, non_blocking=True), batch)
 
         return take_steps(learner, batches(), device)
 
@@ -190,6 +197,7 @@ SPEECH: dict[str, dict[str, Any]] = {
     "pooled": {"time_insensitive": "pooled"},
     "frames": {"time_insensitive": "frames"},
     "switch": {"time_insensitive": "switch", "together": "speaker", "object": "chapter"},
+    "supervised": {"supervised": True},
     "same group": {"negatives": "same group", "together": "speaker"},
 }
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from waiting import waiting_forbidden
 
 from recipes.vision import networks
 from recipes.vision.presets import preset
@@ -49,9 +50,6 @@ def test_a_training_step_never_waits_for_the_device(end: str, precision: torch.d
 
     batches = list(ResidentLoader(data, EpochBatches(64, batch_size=16, seed=0)))
     step(batches[0])  # allocations and library start-up may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_forbidden():
         for batch in batches[1:]:
             step(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

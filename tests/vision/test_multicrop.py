@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from waiting import waiting_forbidden
 
 from stec.core.actions import EfferenceCopy, ViewPair
 from stec.core.objective import encode
@@ -400,8 +401,5 @@ def test_a_gpu_makes_the_same_views_and_is_never_waited_for() -> None:
         assert b.device.type == "cuda"
         torch.testing.assert_close(b.cpu(), a, atol=3e-5, rtol=0)
     images = images.cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_forbidden():
         multi_crop(images, torch.arange(64).cuda(), generator=seeded(), **options, mask=on_device)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

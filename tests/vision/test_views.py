@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from waiting import waiting_forbidden
 
 from stec.core.actions import Egocentric
 from stec.vision import photometric
@@ -209,7 +210,7 @@ def test_real_photographs(shared_data) -> None:
 def test_a_gpu_makes_the_same_pairs() -> None:
     images = random_images(64)
     cpu, gpu = (two_views(value, generator=seeded(), augmentation=ALL) for value in (images, images.cuda()))
-    for a, b in zip(cpu, gpu):
+    for a, b in zip(cpu[:5], gpu[:5], strict=True):
         assert b.device.type == "cuda"
         torch.testing.assert_close(b.cpu(), a, atol=3e-5, rtol=0)
 
@@ -219,8 +220,5 @@ def test_a_gpu_makes_the_same_pairs() -> None:
 def test_a_gpu_is_never_waited_for() -> None:
     images = random_images(64).cuda()
     two_views(images, generator=seeded(), augmentation=ALL)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_forbidden():
         two_views(images, torch.arange(64).cuda(), generator=seeded(), augmentation=ALL)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
