@@ -141,6 +141,26 @@ def test_normalisations(normalisation: str, parameters: int) -> None:
     assert 0.2 < float(latents.square().mean()) < 1
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_in_bf16_channels_lie_last_and_in_float32_as_they_did(apart: bool) -> None:
+    """Also waveforms whose samples do not lie side by side are the same waveforms."""
+    encoder = CPCEncoder(channels=8, context_dim=4)
+    waveforms = torch.randn(3, 2_000)
+    given = waveforms.T.contiguous().T if apart else waveforms
+    layouts: list[torch.Tensor] = []
+    for module in encoder.convolutions:
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, given, z: layouts.append(z))
+    plain = encoder.latents(given).detach()
+    assert all(z.is_contiguous() for z in layouts)
+    layouts.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = encoder.latents(given)
+    assert all(z.is_contiguous(memory_format=torch.channels_last) and not z.is_contiguous() for z in layouts)
+    torch.testing.assert_close(plain, encoder.latents(waveforms).detach())
+    torch.testing.assert_close(narrow.detach().float(), plain, atol=0.03 * float(plain.abs().max()), rtol=0)
+
+
 @pytest.mark.unchecked
 def test_mistakes() -> None:
     for paddings in ((3, 2, 1, 1), (10, 2, 1, 1, 1), (3, 2, 1, 1, -1)):
