@@ -1,14 +1,62 @@
 """What a person sees of long work: bars on a terminal, a line an epoch elsewhere."""
 
+import math
 import time
 from types import TracebackType
 from typing import Any, Self
 
 import lightning
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from recipes.others import Others
+from recipes.ranks import cores
 from recipes.terminal import CONSOLE, say
 from stec.core.learner import Learner
+
+WATCHED = 20.0  # seconds of training before it is told how long the whole will take
+CROWDED = 0.5  # cores that others take, from which on they are named
+
+
+def duration(seconds: float) -> str:
+    """In the units that a person plans by.
+
+    >>> [duration(seconds) for seconds in (41.2, 754, 8_000, 200_000)]
+    ['41 s', '13 min', '2 h 13 min', '2 days 8 h']
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} days {hours % 24} h"
+
+
+class Forecast:
+    """Once, some time after the first step, how long all steps will take at this speed, and what may slow them."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._start, self._others = step, time.monotonic(), Others()
+        self._told = False
+
+    def tell(self, step: int, steps: int) -> str:
+        """The line to be said after `step` of `steps`; empty while it is too early, and from then on."""
+        elapsed = time.monotonic() - self._start
+        if self._told or step == self._step or elapsed < WATCHED:
+            return ""
+        self._told = True
+        each, others, threads = elapsed / (step - self._step), self._others.cores(), torch.get_num_threads()
+        line = (
+            f"{each:.2g} s a step: {duration(each * (steps - step))} for the other {steps - step:,} of {steps:,} steps"
+        )
+        if others < CROWDED or torch.cuda.is_available():
+            return line
+        line += f". Other programs take {others:.1f} of {cores()} cores"
+        # Threads that share a step wait for the one whose core another program has.
+        return f"{line}; with OMP_NUM_THREADS=1 they slow it down less" if threads > 1 else line
 
 
 class EpochProgress(lightning.Callback):
@@ -30,6 +78,7 @@ class EpochProgress(lightning.Callback):
         )
         self._reading: Any = None
         self._training: Any = None
+        self._forecast: Forecast | None = None
         self._epoch_start = 0.0
 
     def __enter__(self) -> Self:
@@ -61,6 +110,11 @@ class EpochProgress(lightning.Callback):
         self, trainer: lightning.Trainer, learner: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.bars.update(self._training, completed=trainer.global_step, losses=_losses(learner))
+        if self._forecast is None:  # the first step, which may compile, tells nothing
+            self._forecast = Forecast(trainer.global_step)
+        line = self._forecast.tell(trainer.global_step, math.ceil(trainer.estimated_stepping_batches))
+        if line and not self.quiet:
+            say(line)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
         assert isinstance(learner, Learner)
@@ -72,4 +126,7 @@ class EpochProgress(lightning.Callback):
 
 def _losses(learner: lightning.LightningModule) -> str:
     assert isinstance(learner, Learner)
-    return "  ".join(f"{name} {value:.3f}" for name, value in learner.last.items())
+    return "  ".join(
+        f"{name} {100 * value:.1f} %" if name == "online" else f"{name} {value:.3f}"
+        for name, value in learner.last.items()
+    )

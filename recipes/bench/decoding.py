@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from recipes import records
 from recipes.bench.decoding_peers import Decoded, PlainPairs, keep_freed_memory, write_noise
-from recipes.bench.turns import OTHERS, in_turn, processor_seconds
+from recipes.bench.turns import OTHERS, in_turn
+from recipes.others import Others
 from recipes.run_folder import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 from stec.core.batches import EpochBatches
@@ -102,7 +103,7 @@ def measure(files: ImageFiles, arguments: Arguments, workers: int, advance: Call
         spent[name].append(processor_time() - before)
         advance()
 
-    start, before = time.perf_counter(), processor_seconds()
+    others = Others()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
@@ -111,11 +112,10 @@ def measure(files: ImageFiles, arguments: Arguments, workers: int, advance: Call
         torch.set_num_threads(threads)
         loaders.clear()
         gc.collect()  # ends the workers: only then their time counts as this program's
-    elapsed, after = time.perf_counter() - start, processor_seconds()
-    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
+    cores = others.cores()
     pairs = len(batches) * arguments.batch
     core = {name: pairs / statistics.median(found[1:]) for name, found in spent.items()}  # the first pass warms up
-    return Rates(workers, core, {name: pairs / value for name, value in seconds.items()}, max(0.0, others))
+    return Rates(workers, core, {name: pairs / value for name, value in seconds.items()}, cores)
 
 
 def describe(files: ImageFiles, name: str) -> str:

@@ -35,7 +35,8 @@ from rich.progress import Progress
 from recipes import records
 from recipes.bench import shards_peers as peers
 from recipes.bench import shards_speech, speech_files
-from recipes.bench.turns import in_turn, processor_seconds
+from recipes.bench.turns import in_turn
+from recipes.others import Others
 from recipes.run_folder import check_writable
 from recipes.terminal import CONSOLE, command, say, table
 from stec.audio.shards import SpeechShards, speech_sources
@@ -98,11 +99,10 @@ def rates(work: dict[str, Callable[[], int]], rounds: int) -> tuple[dict[str, fl
             found[name].append(count / (time.process_time() - begin))
             progress.advance(task)
 
-        start, before = time.perf_counter(), processor_seconds()
+        others = Others()
         in_turn({name: lambda name=name: read(name) for name in work}, rounds)  # type: ignore[misc]
-        elapsed, after = time.perf_counter() - start, processor_seconds()
-    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
-    return {name: statistics.median(each[1:]) for name, each in found.items()}, max(0.0, others)  # the first warms up
+        cores = others.cores()
+    return {name: statistics.median(each[1:]) for name, each in found.items()}, cores  # the first warms up
 
 
 def images(arguments: Arguments, root: Path, scratch: Path) -> Found:

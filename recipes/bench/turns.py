@@ -1,12 +1,12 @@
 """Timing side by side on a machine that others may use: samples in turn, and how much of the machine others took."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from recipes.others import Others
 
 OTHERS = "other programs, cores"
 
@@ -31,22 +31,9 @@ def in_turn(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, flo
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
-def processor_seconds() -> tuple[float, float]:
-    """Busy processor seconds of the whole machine, and of this process and its children; Linux only, else zeros."""
-    stat = Path("/proc/stat")
-    if not stat.is_file():
-        return 0.0, 0.0
-    fields = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
-    busy = sum(fields) - fields[3] - fields[4]
-    mine = os.times()
-    return busy / os.sysconf("SC_CLK_TCK"), sum(mine[:4])
-
-
 def measured(work: dict[str, Callable[[], object]], rounds: int) -> tuple[dict[str, float], dict[str, object]]:
     """Median seconds of each in turn; and as details, with what other programs took of the processor meanwhile."""
-    start, before = time.perf_counter(), processor_seconds()
+    others = Others()
     seconds = in_turn(work, rounds)
-    elapsed, after = time.perf_counter() - start, processor_seconds()
-    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
     details: dict[str, object] = {f"{name}, s": round(value, 4) for name, value in seconds.items()}
-    return seconds, details | {OTHERS: round(max(0.0, others), 2)}
+    return seconds, details | {OTHERS: round(others.cores(), 2)}

@@ -23,8 +23,9 @@ import tyro
 
 from recipes import records
 from recipes.bench.methods import methods
-from recipes.bench.turns import in_turn, processor_seconds
+from recipes.bench.turns import in_turn
 from recipes.bench.views import measure
+from recipes.others import Others
 from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from recipes.vision import networks
@@ -165,7 +166,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m recipes.bench.vision", description=__doc__)
     if arguments.out:
         check_writable(arguments.out.parent)
-    start, before = time.perf_counter(), processor_seconds()
+    start, others = time.perf_counter(), Others()
     results: list[records.Result] = []
     if "views" in arguments.parts:
         results += views(arguments)
@@ -175,12 +176,11 @@ def main() -> None:
         results += methods(arguments.width, arguments.batch, arguments.rounds, arguments.identities)
     if "loss" in arguments.parts:
         results += loss(arguments)
-    after, elapsed = processor_seconds(), time.perf_counter() - start
-    others = ((after[0] - before[0]) - (after[1] - before[1])) / elapsed
+    elapsed, cores = time.perf_counter() - start, others.cores()
     results = [dataclasses.replace(r, value=round(r.value, 3)) for r in results]
     rows = [[r.metric, f"{r.value:.2f}", ", ".join(f"{k} {v}" for k, v in r.details.items())] for r in results]
     table(["", "ratio, MiB", "measured"], rows, title="speed")
-    say(f"other programs used {max(0.0, others):.2f} of a core meanwhile")
+    say(f"other programs used {cores:.2f} of a core meanwhile")
     if arguments.out:
         record = records.record(
             method="speed",
@@ -189,7 +189,7 @@ def main() -> None:
             seed=0,
             seconds=elapsed,
             results=results,
-            settings={"other programs, cores": round(max(0.0, others), 2)},
+            settings={"other programs, cores": round(cores, 2)},
             stage="bench",
         )
         records.write([record], arguments.out)

@@ -155,6 +155,14 @@ def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
     return streaming_loader(pairs, batches, workers=workers, pin_memory=torch.cuda.is_available())
 
 
+def chance(config: Config, image_size: tuple[int, int]) -> str:
+    """The manipulation loss of a model blind to the views, with which the loss is to be compared, for the headline."""
+    if not config.lambda_manip or config.manipulation != "binned" or networks.many_views(config):
+        return ""
+    level = networks.chance(config, networks.action_bins(config, image_size), image_size)
+    return f"; chance of manipulation is {float(level.nll.mean()):.3f} nats"
+
+
 def read_config(folder: Path) -> Config:
     """The configuration of a run folder. ValueError where the folder holds no run."""
     settings = read_settings(folder)
@@ -188,6 +196,7 @@ def pretrain(
         progress.headline(
             f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, "
             f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {config.precision}"
+            f"{chance(config, image_size)}"
         )
         checkpoint, seconds = fit(
             learner,

@@ -13,7 +13,7 @@ from recipes import records
 from recipes.bench import decoding
 from recipes.bench.decoding import DECODE, OURS, PLAIN, Arguments, Rates, cores, describe, main, processor_time, results
 from recipes.bench.decoding_peers import Decoded, PlainPairs, write_noise
-from recipes.bench.turns import processor_seconds
+from recipes.others import Others
 from stec.vision.folder import image_folder
 
 # Python 3.12 warns wherever a process with threads, such as torch's own, starts another one by fork.
@@ -39,11 +39,16 @@ def test_a_run_ends_in_one_record(
 ) -> None:
     alive: list[int] = []
 
-    def counted() -> tuple[float, float]:
-        alive.append(len(multiprocessing.active_children()))
-        return processor_seconds()
+    class Counted(Others):
+        def __init__(self) -> None:
+            alive.append(len(multiprocessing.active_children()))
+            super().__init__()
 
-    monkeypatch.setattr(decoding, "processor_seconds", counted)
+        def cores(self) -> float:
+            alive.append(len(multiprocessing.active_children()))
+            return super().cores()
+
+    monkeypatch.setattr(decoding, "Others", Counted)
     out = tmp_path / "results" / "speed.json"
     main([*TINY, "--root", str(photographs), "--workers", "0", "2", "0", "--out", str(out)])
     (record,) = records.read(out)
