@@ -49,9 +49,8 @@ class Forecast:
             return ""
         self._told = True
         each, others, threads = elapsed / (step - self._step), self._others.cores(), torch.get_num_threads()
-        line = (
-            f"{each:.2g} s a step: {duration(each * (steps - step))} for the other {steps - step:,} of {steps:,} steps"
-        )
+        left = steps - step
+        line = f"{each:.3g} s a step: {duration(each * left)} for the other {left:,} of {steps:,} steps"
         if others < CROWDED or torch.cuda.is_available():
             return line
         line += f". Other programs take {others:.1f} of {cores()} cores"
