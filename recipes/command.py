@@ -1,6 +1,6 @@
 """The command `pretrain PRESET`, whatever the modality: presets, overrides, --resume, the record at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +8,16 @@ import tyro
 
 from recipes import records
 from recipes.metrics import last_row
+from recipes.presets import listing
 from recipes.ranks import is_first
 from recipes.run import Outcome
 from recipes.run_folder import holds_checkpoints
 from recipes.terminal import say
+
+
+def as_given(arguments: Any, folder: Path, *, going_on: bool, typed: Sequence[str]) -> Any:
+    """The settings as they were given."""
+    return arguments.config
 
 
 class Modality(NamedTuple):
@@ -28,7 +34,9 @@ class Modality(NamedTuple):
     pretrain: Callable[..., Outcome]
     record_of: Callable[..., records.Record]
     sources: str  # what the words beside the defaults mean
-    then: str  # what to do with the checkpoint, such as "python -m recipes.vision.evaluate --checkpoint"
+    then: str  # what to do with the checkpoint, such as "python -m recipes.audio.phones --checkpoint"
+    settle: Callable[..., Any] = as_given  # the settings that the data let be, of the arguments and what was typed
+    next_step: Callable[[Any, Path], str] | None = None  # in place of `then`, of the settings and the checkpoint
 
 
 def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
@@ -38,11 +46,13 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
             raise ValueError("--resume takes the run's folder and nothing else: its settings are in the folder")
         folder = Path(argv[1])
         config, resume, minutes = modality.read_config(folder), True, None
-    elif not argv or argv[0] in ("-h", "--help", "--list"):
-        print(modality.doc if argv != ["--list"] else "")
-        width = max(map(len, modality.presets))
-        print("Presets:")
-        print("\n".join(f"  {name:{width}s}  {modality.line(config)}" for name, config in modality.presets.items()))
+    elif argv[:1] == ["--list"]:
+        print(listing(modality.presets, modality.line, " ".join(argv[1:])))
+        return None
+    elif not argv or argv[0] in ("-h", "--help"):
+        print(
+            f"{modality.doc}\n{len(modality.presets)} presets: --list shows them by purpose, --list WORD some of them."
+        )
         return None
     else:
         default = modality.preset(argv[0])
@@ -57,6 +67,7 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
         config, minutes = arguments.config, arguments.checkpoint_minutes
         folder = arguments.out or Path("runs") / f"{config.preset}-seed{config.seed}"
         resume = arguments.go_on and holds_checkpoints(folder)
+        config = modality.settle(arguments, folder, going_on=resume, typed=typed_names(argv[1:]))
     outcome = modality.pretrain(config, folder, resume=resume, checkpoint_minutes=minutes)
     if not is_first():
         return outcome
@@ -65,7 +76,7 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     if not last and not (folder / "results.json").is_file():  # it was killed between its end and its results
         last, seconds = last_row(folder / "logs" / "metrics.csv", outcome.learner.names), None
     if not last:
-        say(f"this run was finished already. Now: {modality.then} {outcome.checkpoint}")
+        say(f"this run was finished already. {then(modality, config, outcome.checkpoint)}")
         return outcome
     results = [
         records.Result("accuracy", round(value, 4), "online")
@@ -75,5 +86,19 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     ]
     record = modality.record_of(config, results, seconds=seconds, stage="pretrain", resumed=resume)
     records.update([record], folder / "results.json")
-    say(f"{outcome.seconds:.0f} s. Now: {modality.then} {outcome.checkpoint}")
+    say(f"{outcome.seconds:.0f} s. {then(modality, config, outcome.checkpoint)}")
     return outcome
+
+
+def then(modality: Modality, config: Any, checkpoint: Path) -> str:
+    """What to do with a finished run."""
+    return modality.next_step(config, checkpoint) if modality.next_step else f"Now: {modality.then} {checkpoint}"
+
+
+def typed_names(argv: Sequence[str]) -> tuple[str, ...]:
+    """The settings that a command line names.
+
+    >>> typed_names(["--batch-size", "64", "--width=4", "--augmentation.size", "48"])
+    ('batch_size', 'width', 'augmentation.size')
+    """
+    return tuple(word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--"))

@@ -1,6 +1,6 @@
 """Records of what was measured: one JSON file, one list of numbers, each with all that is needed to measure it again.
 
-A record names the machine by its kind, never by its name, its user or a path.
+A record names the machine by its kind, never by its name, its user or a folder outside the one that it ran in.
 """
 
 import dataclasses
@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -51,7 +50,7 @@ class Record:
 
 
 def command() -> str:
-    """How this program was called, without the folders that lead to its files."""
+    """How this program was called, in the folder where it ran: relative paths whole, of others their last part."""
     words = [_without_folders(word) for word in sys.argv[1:]]
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     module = spec.name.removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
@@ -59,10 +58,30 @@ def command() -> str:
 
 
 def _without_folders(word: str) -> str:
-    """A word of the command line with paths cut to their last part: --root=/a/b and /a/b/step=8.ckpt alike."""
-    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    fraction = re.fullmatch(r"\d+/\d+", value)  # --part 1/2 is no path
-    return flag + equals + (Path(value).name or "." if os.sep in value and not fraction else value)
+    """A word of the command line without folders of this machine: --root=/a/b and /a/b become --root=b and b."""
+    flag, equals, value = word.partition("=")
+    return place(word) if _of_machine(flag) else flag + equals + (place(value) if value else "")
+
+
+def place(path: str) -> str:
+    """A path as a record may hold it: whole below the folder where the program runs, else its last part.
+
+    What lies above that folder belongs to this machine, and may name its user.
+
+    >>> place("runs/x/step=160.ckpt"), place("/home/alice/data"), place("../alice/data")
+    ('runs/x/step=160.ckpt', 'data', 'data')
+    """
+    return Path(path).name or "." if _of_machine(path) else path
+
+
+def _of_machine(path: str) -> bool:
+    """Whether a path names folders that only this machine has, or from above a user's own."""
+    parts = Path(path).parts
+    if Path(path).is_absolute() or path.startswith("~") or os.pardir in parts:
+        return True
+    home, here = Path(os.path.expanduser("~")), Path.cwd()
+    above = home.parts[len(here.parts) :] if home.is_relative_to(here) else ()
+    return bool(above) and parts[: len(above) - 1] == above[:-1]  # other users' folders lie beside it
 
 
 def commit() -> str:

@@ -1,5 +1,6 @@
 """The folder of a run: settings, checkpoints and a lock; what may be written there, and what is there to go on from."""
 
+import atexit
 import contextlib
 import dataclasses
 import json
@@ -35,13 +36,28 @@ def check_output(folder: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be; ValueError where nothing can be written to it."""
+    """Make the folder if need be; ValueError where nothing can be written to it.
+
+    What was made here, parents too, goes when the program ends if nothing has come into it: a mistake in the data or
+    the settings, which shows later, leaves no empty folder behind.
+    """
+    made = [path.absolute() for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):  # its own: others may try at the same time
             pass
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}); choose another --out") from error
+    finally:
+        if made:
+            atexit.register(_remove_empty, made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Those that hold something stay, and so do the ones above them."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def make_folder(folder: Path, *, mark: str, own: Sequence[str]) -> None:

@@ -6,7 +6,7 @@
   python -m recipes.shards shards/train --url https://host/bucket/train        read them from there, from now on
 
 Training takes a folder of shards wherever it takes one of images (--root) or a prepared corpus (--corpus). What is
-interrupted goes on with the same command. Needs webdataset: pip install 'stec[shards]'. More in docs/shards.md.
+interrupted goes on with the same command. Needs webdataset: pip install -e ".[shards]". More in docs/shards.md.
 """
 
 import dataclasses

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -15,6 +16,26 @@ import lightning
 from recipes.ranks import end_others, lost_another
 from recipes.terminal import say
 from stec.core.learner import NonFiniteLoss
+
+_GO_ON: ContextVar[str | None] = ContextVar("go_on", default=None)
+
+
+@contextlib.contextmanager
+def going_on_by(words: str) -> Iterator[None]:
+    """Within it, trainings that end early say `words`, such as "the same command goes on", of how to go on.
+
+    For commands that train more than one run, or in a way that `--resume FOLDER` of another one does not know: whoever
+    trains knows the folder, and the command alone how a person goes on with it.
+    """
+    token = _GO_ON.set(words)
+    try:
+        yield
+    finally:
+        _GO_ON.reset(token)
+
+
+def _go_on(folder: Path) -> str:
+    return _GO_ON.get() or f"go on with --resume {folder}"
 
 
 class Stopped(SystemExit):
@@ -60,11 +81,11 @@ def endings(folder: Path, trainer: lightning.Trainer) -> Iterator[None]:
         if not trainer.is_global_zero:
             raise SystemExit(0) from None  # the first process tells; a code of another would count as its death
         queued = f"{requeue()}; " if stop.received == signal.SIGUSR1 else ""
-        say(f"{stop.received.name}: step {stop.step} is saved; {queued}go on with --resume {folder}")
+        say(f"{stop.received.name}: step {stop.step} is saved; {queued}{_go_on(folder)}")
         raise
     except SystemExit:  # what lightning makes of Ctrl+C
         saved = any((folder / "checkpoints").glob("*.ckpt"))
-        cure = f"go on with --resume {folder}" if saved else "before the first checkpoint: start again"
+        cure = _go_on(folder) if saved else _GO_ON.get() or "before the first checkpoint: start again"
         raise KeyboardInterrupt(f"interrupted; {cure}") from None
     except RuntimeError as error:
         if trainer.world_size == 1 or isinstance(error, NonFiniteLoss) or not lost_another(error):
@@ -94,7 +115,7 @@ def kept(folder: Path) -> str:
     with contextlib.suppress(OSError):
         names = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     what = f"{names[-1].name} is kept" if names else f"There is no checkpoint in {folder}"
-    return f"{what}; once the cause is mended, go on with --resume {folder}"
+    return f"{what}; once the cause is mended, {_go_on(folder)}"
 
 
 def requeue() -> str:

@@ -1,12 +1,18 @@
 """What the documents say of the code is so."""
 
 import importlib
+import logging
+import math
 import re
 import shlex
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tyro
+
+from stec.core.probe import logistic_accuracy
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,7 +29,14 @@ def test_every_test_that_the_theory_names_exists(page: str) -> None:
 
 
 def test_every_file_that_the_documents_link_exists() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/concept.md", "docs/speech.md", "docs/family.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/concept.md",
+        "docs/speech.md",
+        "docs/family.md",
+        "docs/your-modality.md",
+    ):
         path = ROOT / document
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("http") or (path.parent / target).exists(), f"{document}: {target}"
@@ -47,7 +60,36 @@ def test_the_examples_of_the_readme_run(encoder: str) -> None:
     assert set(terms) == EXAMPLES[encoder]
 
 
-PLAIN = ["evaluate", "sweep", "collapse", "embed", "finetune", "transfer", "export", "import_official"]
+def test_the_page_on_a_new_modality_trains_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """What it prints and says is so; its blocks are one program."""
+    page = (ROOT / "docs" / "your-modality.md").read_text()
+    level = logging.getLogger("lightning.pytorch").level
+    names: dict[str, Any] = {}
+    try:
+        with warnings.catch_warnings():
+            exec("".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)), names)
+    finally:
+        logging.getLogger("lightning.pytorch").setLevel(level)
+    shown = capsys.readouterr()
+    told = re.search(r"`manipulation minus chance: (\S+) nats; rhythms: (\d+) %`.* regression gets (\d+) %", page)
+    assert told is not None
+    gap, rhythms, raw = map(float, told.groups())
+    found = float(names["manipulation"] - names["chance"])
+    assert found < -0.5
+    assert found == pytest.approx(gap, abs=0.15)
+    assert 100 * names["rhythms"] == pytest.approx(rhythms, abs=2)
+    assert float(names["chance"]) == pytest.approx(math.log(6), abs=1e-3)
+    (train, labels), (test, truth) = names["train"], names["test"]
+    assert 100 * logistic_accuracy(train[:, 64:320], labels, test[:, 64:320], truth).accuracy == pytest.approx(
+        raw, abs=3
+    )
+    assert f"{found:.1f} nats" in shown.out
+    assert set(names["learner"].last) == {"identity", "manipulation", "loss"}
+    assert "litlogger" not in shown.out + shown.err
+    assert "GPU" not in shown.out + shown.err
+
+
+PLAIN = ["evaluate", "sweep", "collapse", "embed", "pairs", "finetune", "transfer", "export", "import_official"]
 
 
 @pytest.mark.parametrize("command", PLAIN)

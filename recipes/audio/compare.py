@@ -21,9 +21,13 @@ from recipes.audio import phones, speakers
 from recipes.audio.measure import surprise
 from recipes.audio.presets import Config, method, preset
 from recipes.audio.run import check_config, load_learner, precision, pretrain, read_config, record_of
-from recipes.results.table import speech
+from recipes.results import table as tables
+from recipes.results.cells import SPREAD, tight
+from recipes.results.published import published_speech
+from recipes.results.seeds import check_seeds
 from recipes.run_folder import check_writable, last_checkpoint
-from recipes.terminal import command, say
+from recipes.stopping import going_on_by
+from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import paired_bootstrap
@@ -44,7 +48,8 @@ class Arguments:
     speaker_split: Path | None = None
     epochs: int | None = None  # the presets' own by default
     runs: Path = Path("runs/compare-audio")  # the run folders
-    out: Path | None = None  # the file of records
+    out: Path | None = None  # the file of all runs' records; NAME.md: the table
+    markdown: bool = False  # print the table as Markdown
 
 
 def configure(arguments: Arguments, name: str, seed: int) -> Config:
@@ -116,7 +121,8 @@ def train(config: Config, folder: Path) -> tuple[Path, float | None]:
         raise ValueError(f"{folder} holds a run with other settings; give another --runs, or the same arguments")
     if begun and done.is_file():
         return last_checkpoint(folder), float(done.read_text())
-    outcome = pretrain(config, folder, resume=begun)
+    with going_on_by("the same command goes on"):
+        outcome = pretrain(config, folder, resume=begun)
     done.write_text(f"{outcome.seconds:.1f}\n")
     return outcome.checkpoint, outcome.seconds
 
@@ -215,12 +221,23 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m recipes.audio.compare", description=__doc__)
     if arguments.out:
         check_writable(arguments.out.parent)
+    check_seeds(arguments.seeds)
     found = collect(arguments)
-    print(speech(found))
-    for line in differences(arguments):
+    if arguments.markdown:
+        print(tables.speech(found))
+    else:
+        table(*tight(*tables.speech_rows(found)), title=SPREAD)
+        if published := published_speech(found):
+            say(published)
+    lines = differences(arguments)
+    for line in lines:
         say(line)
     if arguments.out:
-        records.write(found, arguments.out)
+        if arguments.out.suffix == ".md":
+            bullets = [f"- {line}" for line in lines]
+            arguments.out.write_text("\n".join([tables.speech(found), *(["", *bullets] if bullets else [])]) + "\n")
+        else:
+            records.write(found, arguments.out)
         say(f"written to {arguments.out}")
 
 

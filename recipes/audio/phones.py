@@ -34,7 +34,7 @@ from recipes.audio.measure import (
 from recipes.audio.presets import Config, method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
-from recipes.results.published import PUBLISHED_SPEECH
+from recipes.results.published import published_speech
 from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from stec.audio.alignment import CONVENTIONS, Alignment
@@ -160,7 +160,8 @@ def probe(arguments: Arguments, task: Task, frames: Frames) -> PhoneProbe:
             speakers=speakers_of(task.corpus) if arguments.speakers else None,
             progress=progress.reading,
         )
-    results = [dataclasses.replace(r, details={**r.details, "input": arguments.context}) for r in found.results]
+    more = {"input": arguments.context, "phones": task.classes}
+    results = [dataclasses.replace(r, details={**r.details, **more}) for r in found.results]
     return dataclasses.replace(found, results=results)
 
 
@@ -245,7 +246,8 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     write_counts(counts, out.with_name(COUNTS))
     if arguments.pictures:
         names = Inventory.read(arguments.phones).names if arguments.phones else ()
-        pictures.draw_all(task, frames, result, names=names, folder=arguments.pictures)
+        beside = {r.method: r.results for r in found[:-1]}  # the baselines
+        pictures.draw_all(task, frames, result, names=names, folder=arguments.pictures, beside=beside)
         say(f"pictures in {arguments.pictures}")
     return found
 
@@ -272,7 +274,8 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m recipes.audio.phones", description=__doc__)
     found = evaluate(arguments)
     show(found)
-    say(PUBLISHED_SPEECH)
+    if published := published_speech(found):
+        say(published)
     say(f"written to {arguments.out or arguments.checkpoint.parent.parent / 'results.json'}")
 
 

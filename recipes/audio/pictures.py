@@ -1,7 +1,7 @@
 """Pictures of a phone probe: one utterance with what was read in it, confusions, accuracy by layer and offset."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +11,25 @@ from recipes.audio.accuracy_picture import draw_accuracies
 from recipes.audio.confusion_picture import draw_confusion
 from recipes.audio.measure import Frames, PhoneProbe
 from recipes.audio.utterance_picture import HOP, draw_utterance
+from recipes.records import Result
 
 if TYPE_CHECKING:  # phones imports this module
     from recipes.audio.phones import Task
 
 
-def draw_all(task: "Task", frames: Frames, probe: PhoneProbe, *, names: Sequence[str], folder: Path) -> list[Path]:
+def draw_all(
+    task: "Task",
+    frames: Frames,
+    probe: PhoneProbe,
+    *,
+    names: Sequence[str],
+    folder: Path,
+    beside: Mapping[str, Sequence[Result]] | None = None,
+) -> list[Path]:
     """Write utterance.png, confusion.png and accuracy.png into `folder`; the first two show the best linear head.
 
-    `names` are those of the phones in the order of their ids, or none. The utterance is the first of median length in
+    `names` are those of the phones in the order of their ids, or none; `beside` are results of other methods, which
+    the third shows beside the probe's. The utterance is the first of median length in
     the test split. ValueError where there is nothing to draw, or fewer names than phones.
     """
     if not task.test:
@@ -55,8 +65,13 @@ def draw_all(task: "Task", frames: Frames, probe: PhoneProbe, *, names: Sequence
         title=title,
         path=paths[1],
     )
-    draw_accuracies([r for r in probe.results if r.metric == "phone accuracy"], path=paths[2])
+    others = {name: _of_phones(results) for name, results in (beside or {}).items()}
+    draw_accuracies(_of_phones(probe.results), path=paths[2], beside=others)
     return paths
+
+
+def _of_phones(results: Sequence[Result]) -> list[Result]:
+    return [r for r in results if r.metric == "phone accuracy"]
 
 
 def best_linear(probe: PhoneProbe) -> str:

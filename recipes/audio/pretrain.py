@@ -37,10 +37,7 @@ class Arguments:
 
 def line(config: Config) -> str:
     """What distinguishes a preset."""
-    return (
-        f"{method(config):32s}{config.channels} channels, {config.recurrence.upper()} {config.context_dim}, "
-        f"batch {config.batch_size}, {config.epochs} epochs"
-    )
+    return f"{method(config):32s}{config.channels} channels, {config.recurrence.upper()} {config.context_dim}"
 
 
 SPEECH = Modality(

@@ -26,7 +26,7 @@ from recipes.audio.phones import names_of
 from recipes.audio.presets import method
 from recipes.audio.run import load_learner, record_of
 from recipes.progress import EpochProgress
-from recipes.results.published import PUBLISHED_SPEECH
+from recipes.results.published import published_speech
 from recipes.run_folder import check_writable
 from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
@@ -246,7 +246,8 @@ def main() -> None:
     table(
         ["", "features", "protocol", "%", "95 % interval"], rows, title="speaker accuracy, each utterance tested once"
     )
-    say(PUBLISHED_SPEECH)
+    if published := published_speech(found):
+        say(published)
     say(f"written to {arguments.out or arguments.checkpoint.parent.parent / 'results.json'}")
 
 

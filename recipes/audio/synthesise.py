@@ -1,4 +1,4 @@
-"""Synthesise a phone-labelled corpus in the shape of LibriSpeech; it needs `pip install "stec[synthesis]"`.
+"""Synthesise a phone-labelled corpus in the shape of LibriSpeech; it needs `pip install -e ".[synthesis]"`.
 
 python -m recipes.audio.synthesise --speakers 20 --minutes 60 --out DIR
 """

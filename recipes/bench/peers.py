@@ -1,6 +1,6 @@
 """This package beside the public libraries, in one run: python -m recipes.bench.peers.
 
-  pip install "stec[peers]"
+  pip install -e ".[peers]"
   python -m recipes.bench.peers --folder-32 CIFAR-10/test/cat --folder-96 STL-10/examples --out speed-peers.json
 
 Views: pairs per second of one core, of 32 pixels, and of 96 with blur and solarise. Step: a whole training step of

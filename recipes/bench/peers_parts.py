@@ -161,7 +161,8 @@ def check_installed(arms: Sequence[Arm]) -> None:
     missing = [module for module in needed if importlib.util.find_spec(module) is None]
     if missing:
         raise ValueError(
-            f"not installed: {', '.join(missing)}; pip install 'stec[peers]', or name the arms to measure (--arms)"
+            f'not installed: {", ".join(missing)}; pip install -e ".[peers]" in the clone of stec, '
+            "or name the arms to measure (--arms)"
         )
 
 

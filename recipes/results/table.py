@@ -1,29 +1,27 @@
-"""The results table: python -m recipes.results.table [--write README.md].
+"""The results tables: python -m recipes.results.table [--write docs/results.md README.md].
 
 Reads the committed records, groups them by file and method, and prints mean and standard deviation over seeds for
-each protocol, with the paper's value beside. --write puts the tables between the marks in a Markdown file.
+each protocol, with the paper's value where a run was on its data set. --write puts them between the marks of Markdown
+files: all tables where a file marks a place for them (docs/results.md), those of README.md where it marks one for them.
 """
 
 import dataclasses
-import re
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from recipes import records
-from recipes.results.published import PUBLISHED_SPEECH, paper_value
+from recipes.results.cells import BASELINES, SEEDS, WITHOUT_PRESET, by_row, line, lines, seeds, spread
+from recipes.results.published import paper_value, published_speech
+from recipes.results.short import short
 from recipes.terminal import command
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+SHORT = "<!-- results in short: begin -->", "<!-- results in short: end -->"
 PROTOCOLS = ("linear", "logistic", "knn")
-HEADER = ("method", "seeds", "linear %", "logistic %", "kNN %", "manipulation minus chance, nats", "paper, linear %")
-BASELINES = ("raw pixels", "untrained encoder")  # measured for one preset, valid for all that share
-WITHOUT_PRESET = ("majority", "MFCC")  # the commonest phone, and features that nothing was trained for
-OF_BASELINES = ("data", "limit", "arch", "stem", "width", "initialisation")
-LARGEST = 1e100  # of a number in a table; squares of larger ones are infinite
+HEADER = ("method", SEEDS, "linear %", "logistic %", "kNN %", "manipulation minus chance, nats", "paper, linear %")
 ELSEWHERE = ("transfer", "finetune", "detect", "segment", "analysis", "collapse")  # stages with a table of their own
 
 
@@ -32,50 +30,16 @@ class Arguments:
     """Which records, and where the tables go."""
 
     results: Path = HERE  # a folder of records, or one file
-    write: Path | None = None  # a Markdown file with the two marks
+    write: tuple[Path, ...] = ()  # Markdown files with marks; without any the tables are printed
 
 
-def line(text: object) -> str:
-    """Words of a record as they can stand in Markdown and on a terminal: they begin no code, comment or new line.
-
-    >>> line("a`b\\n<!-- c -->")
-    "a'b?&lt;!-- c -->"
-    """
-    shown = "".join(c if c.isprintable() else "?" for c in str(text))
-    return re.sub("<(?=[!?/a-zA-Z])", "&lt;", shown.replace("`", "'"))
-
-
-def row(cells: Iterable[object]) -> str:
-    """A row of a table, whose cells cannot add another.
-
-    >>> row(["SimCLR", "a|b"])
-    '| SimCLR | a\\\\|b |'
-    """
-    return f"| {' | '.join(line(cell).replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
-    """The lines of a table."""
-    return [row(header), "|---" * len(header) + "|", *map(row, rows)]
-
-
-def spread(values: Sequence[float], scale: float, digits: int) -> str:
-    """Mean ± standard deviation over seeds; the value alone of one seed, nothing of none."""
-    if not values:
-        return ""
-    if not all(abs(value) < LARGEST for value in values):
-        return "not finite"
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
-
-
-def markdown(found: Sequence[records.Record]) -> str:
-    """One table: a row for each method, with the commands, commits, hardware and dates below.
+def accuracies(found: Sequence[records.Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of images: a row for each method, a column for each protocol, and the paper's where any applies.
 
     A method that several presets stand for has a row for each. ValueError where runs of one row differ in a setting.
     """
     rows = []
-    for name, of in _by_row(found, BASELINES):
+    for name, of in by_row(found, BASELINES):
 
         def values(metric: str, protocol: str, of: list[records.Record] = of) -> list[float]:
             return [x.value for r in of for x in r.results if x.metric == metric and x.protocol == protocol]
@@ -83,58 +47,36 @@ def markdown(found: Sequence[records.Record]) -> str:
         cells = [spread(values("accuracy", protocol), 100, 1) for protocol in PROTOCOLS]
         manipulation = spread(values("manipulation minus chance", "held-out"), 1, 3)
         # Raw pixels do not depend on the seed but through the linear probe's own.
-        rows.append([name, _seeds(of), *cells, manipulation, paper_value(of[0])])
-    return "\n".join([*_table(HEADER, rows), "", *_origins([r for r in found if r.method != "raw pixels"])])
+        rows.append([name, str(seeds(of)), *cells, manipulation, paper_value(of[0])])
+    shown = len(HEADER) if any(cells[-1] for cells in rows) else len(HEADER) - 1
+    return list(HEADER[:shown]), [cells[:shown] for cells in rows]
 
 
-def speech(found: Sequence[records.Record]) -> str:
-    """One table of phones, speakers and surprise: a row for each method, a column for each kind of number.
+def markdown(found: Sequence[records.Record]) -> str:
+    """The table of `accuracies`, with the commands, commits, hardware and dates below."""
+    return "\n".join([*lines(*accuracies(found)), "", *_origins([r for r in found if r.method != "raw pixels"])])
+
+
+def speech_rows(found: Sequence[records.Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of phones, speakers and surprise: a row for each method, a column for each kind of number.
 
     A method that several presets stand for has a row for each. ValueError where runs of one row differ in a setting.
     """
     columns = dict.fromkeys(column for r in found for x in r.results if (column := _column(r, x)))
     rows = []
-    for name, of in _by_row(found, WITHOUT_PRESET):
+    for name, of in by_row(found, WITHOUT_PRESET):
         cells = []
         for column in columns:
             values = [x.value for r in of for x in r.results if _column(r, x) == column]
             cells.append(spread(values, 1, 3) if "nats" in column else spread(values, 100, 1))
-        rows.append([name, _seeds(of), *cells])
-    return "\n".join([*_table(["method", "seeds", *columns], rows), "", PUBLISHED_SPEECH, "", *_origins(found)])
+        rows.append([name, str(seeds(of)), *cells])
+    return ["method", SEEDS, *columns], rows
 
 
-def _by_row(found: Sequence[records.Record], shared: Sequence[str]) -> list[tuple[str, list[records.Record]]]:
-    """The records of each row by its name: the method, with the preset where several stand for it.
-
-    Methods in `shared` have one row whatever the preset. ValueError where runs of one row differ in a setting.
-    """
-    rows: dict[tuple[str, str], list[records.Record]] = {}
-    for record in found:
-        rows.setdefault((record.method, "" if record.method in shared else record.preset), []).append(record)
-    for (method, _), of in rows.items():
-        _check_alike(method, of)
-    methods = [method for method, _ in rows]
-    return [
-        (f"{method} ({preset})" if methods.count(method) > 1 else method, of) for (method, preset), of in rows.items()
-    ]
-
-
-def _seeds(found: Sequence[records.Record]) -> int:
-    return len({record.seed for record in found})
-
-
-def _check_alike(method: str, found: Sequence[records.Record]) -> None:
-    """ValueError where records that a mean would be taken over differ in more than the seed."""
-    first = found[0].settings
-    read = [key for key in (OF_BASELINES if method in BASELINES else first) if key not in ("seed", "resumed")]
-    for record in found:
-        differ = [key for key in read if record.settings.get(key) != first.get(key)]
-        if "precision" in differ and "auto" in (first["precision"], record.settings.get("precision")):
-            differ.remove("precision")  # older records name no more than "auto"
-        if differ and method not in WITHOUT_PRESET:
-            raise ValueError(
-                f"runs of {line(method[:60])} differ in {line(', '.join(differ)[:200])}; keep them in different files"
-            )
+def speech(found: Sequence[records.Record]) -> str:
+    """The table of `speech_rows`, with where the numbers come from, and the published ones where the task is theirs."""
+    published = published_speech(found)
+    return "\n".join([*lines(*speech_rows(found)), "", *([published, ""] if published else []), *_origins(found)])
 
 
 def _column(record: records.Record, result: records.Result) -> str | None:
@@ -171,8 +113,8 @@ def outcomes(found: Sequence[records.Record]) -> str:
         for name in columns:
             values = [x.value for r in of for x in r.results if column(r, x) == name]
             cells.append(spread(values, 100, 1) if name.endswith("%") else spread(values, 1, 2))
-        rows.append([method, _seeds(of), *cells])
-    return "\n".join([*_table(["method", "seeds", *columns], rows), "", *_origins(found)])
+        rows.append([method, seeds(of), *cells])
+    return "\n".join([*lines(["method", SEEDS, *columns], rows), "", *_origins(found)])
 
 
 def _origins(found: Sequence[records.Record]) -> list[str]:
@@ -189,9 +131,9 @@ def speed(found: Sequence[records.Record]) -> str:
     """The ratios of a benchmark, with what was measured for each."""
     rows = []
     for result in (result for record in found for result in record.results):
-        of = ", ".join(f"{name} {value}" for name, value in result.details.items())
+        of = "; ".join(f"{name}: {value}" for name, value in result.details.items())
         rows.append([result.metric, spread([result.value], 1, 2), of])
-    return "\n".join([*_table(["measured side by side", "value", "of"], rows), "", *_origins(found)])
+    return "\n".join([*lines(["measured side by side", "value", "of"], rows), "", *_origins(found)])
 
 
 def read_all(path: Path) -> dict[str, list[records.Record]]:
@@ -218,26 +160,33 @@ def render(path: Path) -> str:
                 text = speech(found) if spoken else markdown(found)
         except ValueError as error:
             raise ValueError(f"{path}, {name}: {error}") from error
-        parts.append(f"**{name}**\n\n{text}")
+        parts.append(f"## {name}\n\n{text}")
     return "\n\n".join(parts)
 
 
-def put(text: str, into: str) -> str:
+def put(text: str, into: str, *, between: tuple[str, str] = (BEGIN, END)) -> str:
     """The document with `text` between the marks. ValueError where the marks are missing."""
-    if BEGIN not in into or END not in into:
-        raise ValueError(f"the file needs the lines {BEGIN} and {END}, between which the tables go")
-    head, rest = into.split(BEGIN, 1)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+    begin, end = between
+    if begin not in into or end not in into:
+        raise ValueError(f"the file needs the lines {begin} and {end}, between which the tables go")
+    head, rest = into.split(begin, 1)
+    return f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}"
+
+
+def filled(document: str, results: Path) -> str:
+    """The document with the tables that it marks a place for. ValueError where it marks none."""
+    if SHORT[0] in document:
+        return put(short(read_all(results)), document, between=SHORT)
+    return put(render(results), document)
 
 
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.results.table", description=__doc__)
-    text = render(arguments.results)
-    if arguments.write is None:
-        print(text)
-    else:
-        arguments.write.write_text(put(text, arguments.write.read_text()))
+    if not arguments.write:
+        print(render(arguments.results))
+    for path in arguments.write:
+        path.write_text(filled(path.read_text(), arguments.results))
 
 
 if __name__ == "__main__":

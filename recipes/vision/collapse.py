@@ -18,10 +18,13 @@ from typing import Any
 import tyro
 
 from recipes import records
+from recipes.results.seeds import check_seeds
 from recipes.run import Outcome
 from recipes.run_folder import check_writable
 from recipes.terminal import command, say
-from recipes.vision import compare, grids, plots
+from recipes.vision import compare, grids
+from recipes.vision.axes import Value
+from recipes.vision.curves_picture import Curve, draw_curves
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import record_of
 from recipes.vision.summary import Columns, Run, show, summarise
@@ -47,10 +50,10 @@ COLUMNS: Columns = {
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Around which preset, how many seeds, on which data, for how long."""
+    """Around which preset, which seeds, on which data, for how long."""
 
     preset: str = "tiny-byol-stec"  # BYOL with L_manip: its settings are those of all arms
-    seeds: int = 1  # each arm runs with seeds 0 ... N - 1
+    seeds: tuple[int, ...] = (0,)  # each arm runs with each of these
     root: Path | None = None  # where the data lie
     epochs: int | None = None  # the preset's own by default; the warm-up ends before they do
     limit: int | None = None  # training images; the preset's own by default
@@ -62,14 +65,14 @@ class Arguments:
     plot: Path | None = None  # a PNG
 
 
-def arms(base: Config) -> list[tuple[str, bool, dict[str, grids.Value]]]:
+def arms(base: Config) -> list[tuple[str, bool, dict[str, Value]]]:
     """Identity model, whether with L_manip, and the fields that differ from the preset.
 
     ValueError for a preset that is not BYOL with momentum and L_manip.
     """
     if base.identity != "byol" or base.momentum is None or base.lambda_manip == 0:
         raise ValueError(f"{base.preset} is not BYOL with momentum and L_manip; choose a preset such as tiny-byol-stec")
-    models: dict[str, dict[str, grids.Value]] = {
+    models: dict[str, dict[str, Value]] = {
         "BYOL": {"momentum": base.momentum},
         "BYOL without momentum": {"momentum": None},
         "BYOL without stop-gradient": {"momentum": None, "stop_gradient": False},
@@ -89,8 +92,9 @@ def label(arm: str, manipulation: bool) -> str:
 
 def plan(arguments: Arguments) -> tuple[grids.Grid, list[Run]]:
     """The arms, and their runs, all arms of a seed before the next seed. ValueError for what cannot be run."""
-    if arguments.seeds < 1 or arguments.train_images < 2 or arguments.test_images < 2:
-        raise ValueError("--seeds needs at least 1, --train-images and --test-images at least 2")
+    check_seeds(arguments.seeds)
+    if arguments.train_images < 2 or arguments.test_images < 2:
+        raise ValueError("--train-images and --test-images need at least 2")
     base = shortened(preset(arguments.preset), root=arguments.root, epochs=arguments.epochs, limit=arguments.limit)
     cells = tuple(grids.Cell(label(arm, manipulation), fields) for arm, manipulation, fields in arms(base))
     runs = [
@@ -99,7 +103,7 @@ def plan(arguments: Arguments) -> tuple[grids.Grid, list[Run]]:
             dataclasses.replace(base, **cell.overrides, seed=seed),  # type: ignore[arg-type]
             arguments.runs / arguments.preset / f"{cell.label.replace(', ', ',').replace(' ', '-')},seed={seed}",
         )
-        for seed in range(arguments.seeds)
+        for seed in arguments.seeds
         for cell in cells
     ]
     return grids.Grid(cells), runs
@@ -142,7 +146,7 @@ def results(rows: Sequence[dict[str, Any]], of: dict[str, int]) -> list[records.
     ]
 
 
-def curves(runs: Sequence[Run]) -> list[plots.Curve]:
+def curves(runs: Sequence[Run]) -> list[Curve]:
     """What the plot shows, of the arms that have at least one run: over the epochs that all their seeds have."""
     found = []
     for name in dict.fromkeys(run.label for run in runs):
@@ -155,7 +159,7 @@ def curves(runs: Sequence[Run]) -> list[plots.Curve]:
             for field, shown in PANELS.items()
         }
         arm, _, rest = name.partition(", ")
-        found.append(plots.Curve(arm, rest.startswith("with "), [int(line["epoch"]) for line in rows[0][:n]], values))
+        found.append(Curve(arm, rest.startswith("with "), [int(line["epoch"]) for line in rows[0][:n]], values))
     return found
 
 
@@ -176,8 +180,8 @@ def main(argv: list[str]) -> int:
         records.write(found, arguments.out)
         say(f"written to {arguments.out}")
     if arguments.plot and (drawn := curves(runs)):
-        seeds = f"{arguments.seeds} seeds" if arguments.seeds > 1 else "1 seed"
-        plots.draw_curves(drawn, arguments.plot, title=f"identity without negatives ({arguments.preset}), {seeds}")
+        seeds = f"{len(arguments.seeds)} seeds" if len(arguments.seeds) > 1 else "1 seed"
+        draw_curves(drawn, arguments.plot, title=f"identity without negatives ({arguments.preset}), {seeds}")
         say(f"drawn in {arguments.plot}")
     return exit_code(summaries)
 

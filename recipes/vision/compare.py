@@ -1,11 +1,14 @@
 """Compare presets over seeds at one budget: python -m recipes.vision.compare small-simclr small-stec --root FOLDER ...
 
 Pretrains every preset with every seed, probes each, and the two baselines (raw pixels, untrained encoder), and writes
-one file of records for recipes/results. Finished runs are kept and interrupted ones taken up, so the same command
-goes on after an interruption, and several processes may share the work by their seeds.
+one file of records for recipes/results. Any setting can be given, as to `pretrain` (--epochs 20 --size 48), and goes
+into every preset; --seeds names the seeds: --seeds 0 1 2. Finished runs are kept and interrupted ones taken up, so the
+same command goes on after an interruption, and several processes may share the work by their seeds. Tables show mean
+and standard deviation over seeds, and accuracies less those of the first preset, paired by seed, with 95 % intervals.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,14 +16,19 @@ import lightning
 import tyro
 
 from recipes import records
-from recipes.results.table import markdown
-from recipes.run import Outcome
+from recipes.command import typed_names
+from recipes.results import table as tables
+from recipes.results.cells import SPREAD, lines, tight
+from recipes.results.differences import paired
+from recipes.results.seeds import check_seeds
+from recipes.run import Outcome, check_schedule
 from recipes.run_folder import check_writable
-from recipes.stopping import Stopped
-from recipes.terminal import command, say
+from recipes.stopping import going_on_by
+from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
-from recipes.vision.presets import Config, preset
+from recipes.vision.own_images import settled
+from recipes.vision.presets import PRESETS, Config, preset
 from recipes.vision.run import pretrain, read_config, to_plain
 
 # In a run's folder: it is trained and measured as here. Other commands write their numbers into results.json.
@@ -31,29 +39,37 @@ Measure = Callable[[Config, Outcome, float | None], list[records.Record]]
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """Which presets, which seeds, on which data, for how long."""
+    """Which presets, which seeds, with which settings."""
 
     presets: tyro.conf.Positional[tuple[str, ...]]
-    seeds: tuple[int, ...] = (0, 1, 2)
-    root: Path | None = None  # where the data lie
-    epochs: int | None = None  # the presets' own by default
-    limit: int | None = None  # training images; the presets' own by default
+    config: tyro.conf.OmitArgPrefixes[Config]  # what is given here goes into every preset
+    seeds: tuple[int, ...] = (0, 1, 2)  # each preset runs with each of these
     runs: Path = Path("runs/compare")  # the run folders
-    out: Path | None = None  # the file of records
+    out: Path | None = None  # the file of all runs' records; NAME.md: the tables
+    markdown: bool = False  # print the tables as Markdown
 
 
-def configure(arguments: Arguments, name: str, seed: int) -> Config:
-    """A preset with the arguments' overrides."""
-    config = preset(name)
-    epochs = arguments.epochs or config.epochs
-    return dataclasses.replace(
-        config,
-        seed=seed,
-        root=arguments.root,
-        epochs=epochs,
-        warmup_epochs=min(config.warmup_epochs, epochs - 1),  # it ends before they do
-        limit=arguments.limit or config.limit,
+def parse(argv: Sequence[str], name: str) -> Arguments:
+    """The command line, with the values of this preset where it gives none."""
+    return tyro.cli(
+        Arguments,
+        default=Arguments((), preset(name)),
+        args=argv,
+        prog="python -m recipes.vision.compare",
+        description=f"{__doc__}\n\nDefaults below are those of {name}.",
     )
+
+
+def configure(argv: Sequence[str], name: str, seed: int) -> Config:
+    """A preset with the command line's overrides. ValueError for what another argument says."""
+    own, config = preset(name), parse(argv, name).config
+    if config.preset != name or config.seed != own.seed:
+        raise ValueError(
+            "presets are named first, and seeds with --seeds, such as --seeds 0 1 2; leave --preset and --seed"
+        )
+    if config.warmup_epochs == own.warmup_epochs:  # it ends before they do
+        config = dataclasses.replace(config, warmup_epochs=min(config.warmup_epochs, max(config.epochs - 1, 0)))
+    return dataclasses.replace(config, seed=seed)
 
 
 def begun(config: Config, folder: Path) -> bool:
@@ -87,13 +103,8 @@ def one_run(
     resume, done = begun(config, folder), folder / DONE
     if done.is_file():
         return records.read(done)
-    try:
+    with going_on_by("the same command goes on"):
         outcome = pretrain(config, folder, resume=resume, callbacks=callbacks)
-    except Stopped:
-        say(GO_ON)
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(GO_ON) from None
     found = measure(config, outcome, None if resume else outcome.seconds)  # a resumed run knows its last leg alone
     records.write(found, done)
     return found
@@ -111,7 +122,7 @@ def baselines(config: Config, folder: Path) -> list[records.Record]:
     if done.is_file():
         found = records.read(done)
         wanted = to_plain(config)
-        if all(record.settings.get(name) == wanted[name] for record in found for name in wanted):
+        if all(record.settings.get(name) == wanted[name] for record in found for name in wanted if name != "root"):
             return found
     train, test = inputs.labelled_images(config)
     found = evaluate.baselines(config, train, test, PROTOCOLS)
@@ -119,24 +130,61 @@ def baselines(config: Config, folder: Path) -> list[records.Record]:
     return found
 
 
-def main() -> None:
-    """The command line."""
-    arguments = tyro.cli(Arguments, prog="python -m recipes.vision.compare", description=__doc__)
+def difference_lines(found: Sequence[records.Record]) -> list[str]:
+    """What `show_differences` shows, in Markdown; no lines where there are not two methods."""
+    title, header, rows = paired(found)
+    return ["", f"{title}:", "", *lines(header, rows)] if rows else []
+
+
+def show_differences(found: Sequence[records.Record], *, markdown: bool) -> None:
+    """Print by how much each method differs from the first, where there are several."""
+    title, header, rows = paired(found)
+    if markdown:
+        print("\n".join(difference_lines(found)))
+    elif rows:
+        table(header, rows, title=title)
+
+
+def write_tables(found: Sequence[records.Record], path: Path) -> None:
+    """Write the tables as a Markdown file."""
+    path.write_text("\n".join([tables.markdown(found), *difference_lines(found)]) + "\n")
+
+
+def main(argv: list[str]) -> None:
+    """Run the command line; ValueError for a user's mistake."""
+    arguments = parse(argv, argv[0] if argv and argv[0] in PRESETS else "quickstart")
+    check_seeds(arguments.seeds)
+    if not arguments.presets or len(set(arguments.presets)) < len(arguments.presets):
+        raise ValueError(f"presets are {', '.join(arguments.presets) or 'none'}; name one or more, each once")
     if arguments.out:
         check_writable(arguments.out.parent)
+    configs = {(seed, name): configure(argv, name, seed) for seed in arguments.seeds for name in arguments.presets}
+    said: dict[str, None] = {}  # each line once, in their order
+    for place, config in configs.items():  # mistakes that would show only when a run begins
+        check_schedule(config)
+        configs[place], notes = settled(config, typed=typed_names(argv))
+        said |= dict.fromkeys(notes)
+    for line in said:
+        say(line)
     found: list[records.Record] = []
     for seed in arguments.seeds:
-        for name in arguments.presets:
-            config = configure(arguments, name, seed)
+        of = {name: configs[seed, name] for name in arguments.presets}
+        for name, config in of.items():
             found += one_run(config, arguments.runs / f"{name}-seed{seed}")
-        configs = [configure(arguments, name, seed) for name in arguments.presets]
-        for config in {untrained(config): config for config in reversed(configs)}.values():
+        for config in {untrained(config): config for config in reversed(of.values())}.values():
             found += baselines(config, arguments.runs)
+    if arguments.markdown:
+        print(tables.markdown(found))
+    else:
+        table(*tight(*tables.accuracies(found)), title=SPREAD)
+    show_differences(found, markdown=arguments.markdown)
     if arguments.out:
-        records.write(found, arguments.out)
+        if arguments.out.suffix == ".md":
+            write_tables(found, arguments.out)
+        else:
+            records.write(found, arguments.out)
         say(f"written to {arguments.out}")
-    print(markdown(found))
 
 
 if __name__ == "__main__":
-    command(main, RuntimeError, interrupted=GO_ON)
+    command(lambda: main(sys.argv[1:]), RuntimeError, interrupted=GO_ON)

@@ -118,16 +118,21 @@ def test_images(arguments: Arguments, config: Config) -> tuple[ImageSet, Config]
 
 
 def umap_package() -> ModuleType:
-    """umap-learn. ValueError where it is not installed."""
+    """umap-learn. ValueError where it is not installed, or something else has its name."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)  # of a part not used here
+        cure = 'pip install -e ".[analysis]" in the clone of stec, or pip install umap-learn'
         try:
             import umap
         except ImportError as error:
-            raise ValueError(
-                f"the embedding needs umap-learn ({error}): pip install 'stec[analysis]', or pip install umap-learn"
-            ) from error
+            raise ValueError(f"the embedding needs umap-learn ({error}): {cure}") from error
     package: ModuleType = umap
+    if not hasattr(package, "UMAP"):  # Python imports any folder of that name where there is no package
+        found = package.__file__ or ", ".join(package.__path__)
+        raise ValueError(
+            f"the embedding needs umap-learn, and Python finds {found} in its place: {cure}; where it is installed, "
+            "run from another folder"
+        )
     return package
 
 
@@ -194,6 +199,7 @@ def main() -> None:
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.embed", description=__doc__)
     if not arguments.checkpoint:
         raise ValueError("what is to be embedded? give --checkpoint FILE, once or several times")
+    umap_package()  # before there is a folder, which may be called umap
     folder = arguments.out or arguments.checkpoint[0].parent.parent
     check_writable(folder)
     done = embed(arguments, folder)

@@ -34,8 +34,10 @@ from recipes.vision.measure import (
 )
 from recipes.vision.presets import Config, Data
 from recipes.vision.run import load_learner, read_config, record_of
+from recipes.vision.splits import read_split
 from stec.core.probe import OnlineProbe
 from stec.vision.data import ImageSet
+from stec.vision.held import HeldImages
 
 ALL: tuple[Protocol, ...] = (*PROTOCOLS, "online")
 
@@ -110,11 +112,13 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
         results.append(online(head, *tested))
     actions = bool(offline) if arguments.actions is None else arguments.actions
     if "manipulation" in learner.objective.names and actions:
-        if isinstance(test.images, ImageSet):
-            results += read_actions(learner, config, test.images)
-        else:
-            say("actions are not read off streamed test images: this needs them in memory, all of one size")
+        assert not isinstance(test.images, HeldImages)  # for training alone
+        results += read_actions(learner, config, test.images)
     record = record_of(config, results, seconds=seconds)
+    if config.data == "folder" and config.root is not None and config.root.is_file():
+        split = read_split(config.root)
+        held = {"holdout": split.holdout, "holdout_seed": split.seed}
+        record = dataclasses.replace(record, settings={**record.settings, **held})
     if "imported" in origin:
         record = dataclasses.replace(record, settings={**record.settings, "imported": origin["imported"]["sha256"]})
     done.append(record)

@@ -2,7 +2,8 @@
 
 DIR gets encoder.safetensors and encoder.pt, both a torchvision ResNet's state dict without the classifier; README.md, a
 model card with the preset, the data, the results and the licence; and config.json, with the settings for programs. The
-card's lines load the encoder with torchvision alone; hubconf.py loads it from a checkout.
+card's lines load the encoder with stec, or with torchvision alone where its width is torchvision's; hubconf.py loads it
+from a checkout.
 """
 
 import dataclasses
@@ -66,6 +67,19 @@ def loading(config: Config, file: str = "encoder.safetensors") -> list[str] | No
     ]
 
 
+def stec_loading(config: Config) -> list[str]:
+    """The lines of Python that load the weights with stec: of any width and stem, features for output."""
+    width = "" if config.width == 64 else f", width={config.width}"
+    return [
+        "import safetensors.torch",
+        f"from stec.vision.encoders import {config.arch}",
+        "",
+        f'encoder = {config.arch}("{config.stem}"{width})',
+        'encoder.load_state_dict(safetensors.torch.load_file("encoder.safetensors"))',
+        "features = encoder.eval()(images)  # (b, 3, h, w) in [0, 1]",
+    ]
+
+
 def card(config: Config, found: list[records.Record], *, licence: str | None, imported: dict[str, Any] | None) -> str:
     """The model card, in Markdown under the header that model hubs read."""
     lines, size = loading(config), config.augmentation.size
@@ -99,10 +113,17 @@ def card(config: Config, found: list[records.Record], *, licence: str | None, im
                 else [f"Of width {config.width}, which torchvision does not build."]
             ),
             "",
-            "From a checkout of stec, of any width, and with features for output:",
+            "With stec, and features for output:",
+            "",
+            "```python",
+            *stec_loading(config),
+            "```",
+            "",
+            "With a checkout of stec that is not installed:",
             "",
             "```python",
             "import torch",
+            "",
             'encoder = torch.hub.load("path/to/stec", "encoder", source="local", weights="path/to/this/folder")',
             "```",
             "",
@@ -196,8 +217,11 @@ def export(arguments: Arguments) -> Config:
 def main() -> None:
     """The command line."""
     arguments = tyro.cli(Arguments, prog="python -m recipes.vision.export", description=__doc__)
-    export(arguments)
+    config = export(arguments)
     say(f"written: encoder.safetensors, encoder.pt, config.json and the model card README.md in {arguments.out}")
+    say(f"in {arguments.out} it loads with:")
+    for line in stec_loading(config):
+        say(f"    {line}")
     if arguments.licence is None:
         say("the card states no licence for the weights: give --licence to state one")
 

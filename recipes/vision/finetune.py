@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from recipes import records
 from recipes.progress import EpochProgress
-from recipes.results.table import spread
+from recipes.results.cells import spread
 from recipes.run import check_schedule, fit, quieten
 from recipes.run_folder import check_writable, plain
+from recipes.stopping import going_on_by
 from recipes.terminal import CONSOLE, command, say, table
 from recipes.vision import inputs, networks
 from recipes.vision.config import Data, method
@@ -37,6 +38,7 @@ from stec.vision.finetune import fine_tuner, tuned
 from stec.vision.views import CROP_FLIP, Augmentation
 
 Start = Literal["pretrained", "untrained"]
+GO_ON = "the same command goes on"
 MIN_STEPS = 400  # chosen: 60 epochs of a hundred images would hardly move the weights
 
 
@@ -149,7 +151,7 @@ class Runs:
             record={"config": plain(settings), "classes": classes, "batches": batches.state_dict()},
         )
         views = dataclasses.replace(self.config, augmentation=settings.augmentation, devices=1)
-        try:
+        with going_on_by(GO_ON):
             fit(
                 learner,
                 loader(views, images, batches),
@@ -161,8 +163,6 @@ class Runs:
                 progress=progress,
                 resume=any((folder / "checkpoints").glob("*.ckpt")),
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt("interrupted; the same command goes on") from None
         return learner
 
     def measure(self, settings: FineTuning, images: inputs.Inputs, learner: Learner) -> list[records.Result]:
@@ -241,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command(main, RuntimeError)
+    command(main, RuntimeError, interrupted=f"interrupted; {GO_ON}")

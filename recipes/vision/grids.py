@@ -1,4 +1,4 @@
-"""Which settings a sweep compares: grids over the fields of a Config, and the panels of the paper's Fig. 3.
+"""Which settings a sweep compares: grids over settings, and the panels of the paper's Fig. 3.
 
 The weights stay as they are given. Every manipulation loss is a mean over components, so lambda_manip weighs the whole
 action, however many components a label has and however many bins cut them; its chance level is log K nats for bins of
@@ -6,17 +6,13 @@ equal shares, and 1/2 for the regression, whatever lambda_manip is.
 """
 
 import dataclasses
-import difflib
 import itertools
-import math
-import types
-import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
+from recipes.vision.axes import Value, name, override, text
 from recipes.vision.config import NAMES, Config, Identity, method
 
-Value = str | int | float | bool | None
 Panel = Literal["3A", "3B-lambda", "3B-bins"]
 
 # What the manipulation model alone reads: without it these change nothing, so that their cells are one.
@@ -36,13 +32,6 @@ OF_IDENTITY: dict[str, tuple[Identity, ...]] = {
     "stop_gradient": ("byol", "simsiam"),
     "small_size": ("relicv2",),
     "small_scale": ("relicv2",),
-}
-# Named by arguments of their own, or no single value.
-ELSEWHERE = {
-    "preset": "name the preset as the first argument",
-    "seed": "--seeds N takes the seeds 0 ... N - 1",
-    "root": "--root names the folder, one for all runs",
-    "devices": "each run has one device; share the runs among processes with --part",
 }
 
 
@@ -65,92 +54,6 @@ class Grid:
     axes: tuple[str, ...] = ()
 
 
-def text(value: Value) -> str:
-    """A value as it is written in a grid, in labels and in the names of folders.
-
-    >>> [text(value) for value in (2.0, 0.25, 6, None, True, "exact")]
-    ['2', '0.25', '6', 'none', 'true', 'exact']
-    """
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
-
-
-def name(overrides: Mapping[str, Value]) -> str:
-    """The overrides as one word.
-
-    >>> name({"bins": 4, "lambda_manip": 0.2})
-    'bins=4,lambda_manip=0.2'
-    """
-    return ",".join(f"{field}={text(value)}" for field, value in overrides.items())
-
-
-def _choices(kind: Any) -> tuple[list[str], list[type]]:
-    """The words that a type admits, and the kinds of number; None counts as the word "none"."""
-    if typing.get_origin(kind) is Literal:
-        return [str(word) for word in typing.get_args(kind)], []
-    if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        parts = [_choices(part) for part in typing.get_args(kind)]
-        return [word for words, _ in parts for word in words], [number for _, numbers in parts for number in numbers]
-    if kind is types.NoneType:
-        return ["none"], []
-    if kind is bool:
-        return ["true", "false"], []
-    return [], [kind] if kind in (int, float) else []
-
-
-def parse_value(field: str, word: str) -> Value:
-    """The value that a word of the command line gives a field of Config, by the field's type.
-
-    ValueError names the nearest fields or values where there is none of that name, or says what the field takes.
-
-    >>> parse_value("bins", "4"), parse_value("momentum", "none"), parse_value("action", "exact")
-    (4, None, 'exact')
-    """
-    kinds = typing.get_type_hints(Config)
-    if field not in kinds:
-        near = difflib.get_close_matches(field, kinds, n=4, cutoff=0.4) or sorted(kinds)
-        raise ValueError(f"there is no setting {field[:60]!r}; the nearest are {', '.join(near)}")
-    if field in ELSEWHERE:
-        raise ValueError(f"{field} is no axis of a grid: {ELSEWHERE[field]}")
-    words, numbers = _choices(kinds[field])
-    if not words and not numbers:
-        raise ValueError(f"{field} has no single value, so a grid cannot vary it; choose another setting")
-    if word.lower() in words:
-        return {"none": None, "true": True, "false": False}.get(word.lower(), word.lower())
-    for number in numbers:
-        try:
-            value: int | float = number(word)
-        except ValueError:
-            continue
-        if isinstance(value, int) or math.isfinite(value):
-            return value
-    if numbers:
-        takes = " or ".join([*(number.__name__ for number in numbers), *words])
-        raise ValueError(f"{field} takes {takes}, not {word[:60]!r}")
-    near = difflib.get_close_matches(word, words, n=3, cutoff=0.4) or words
-    raise ValueError(f"{field} cannot be {word[:60]!r}; the nearest are {', '.join(near)}")
-
-
-def parse_grid(words: Sequence[str]) -> dict[str, list[Value]]:
-    """Axes from words like "bins=4,6,8". ValueError for an unknown field, a bad value, or one that is named twice.
-
-    >>> parse_grid(["bins=4,6", "lambda_manip=0,0.2"])
-    {'bins': [4, 6], 'lambda_manip': [0.0, 0.2]}
-    """
-    axes: dict[str, list[Value]] = {}
-    for word in words:
-        field, equals, values = word.partition("=")
-        if not equals or not values:
-            raise ValueError(f"{word[:60]!r} is no axis; write a setting and its values, such as bins=4,6,8")
-        if field in axes:
-            raise ValueError(f"{field} is named twice; give all its values at once: {field}=A,B,C")
-        axes[field] = [parse_value(field, value) for value in values.split(",")]
-        if len(set(axes[field])) < len(axes[field]):
-            raise ValueError(f"{word[:60]!r} names a value twice; name each once")
-    return axes
-
-
 def idle(config: Config) -> dict[str, str]:
     """The settings that change nothing in a run, and why: those of models that it lacks.
 
@@ -167,6 +70,10 @@ def idle(config: Config) -> dict[str, str]:
         why |= dict.fromkeys(OF_MANIPULATION, "lambda_manip is 0")
     elif config.manipulation == "regressed":
         why["bins"] = "a regression of actions has none"
+    law = config.augmentation
+    for share, of in {"p_jitter": "strength", "p_blur": "sigma", "p_solarise": "threshold"}.items():
+        if getattr(law, share) == 0:
+            why[of] = f"{share} is 0"
     return why
 
 
@@ -183,7 +90,7 @@ def check_fixed(fixed: Mapping[str, Value], preset: str, configs: Sequence[Confi
 
 def _without_idle(base: Config, overrides: Mapping[str, Value]) -> dict[str, Value]:
     """The overrides that the run depends on."""
-    unread = idle(dataclasses.replace(base, **overrides))  # type: ignore[arg-type]
+    unread = idle(override(base, overrides))
     return {field: value for field, value in overrides.items() if field not in unread}
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.vision.config import Config
+from recipes.vision.presets import PRESETS
+from recipes.vision.splits import read_split, split_files
 from stec.core.shards import is_sharded
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
 from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet, tiny_imagenet
+from stec.vision.held import HeldImages, hold
 from stec.vision.loading import load
 from stec.vision.rendered import rendered_images
 from stec.vision.shards import ShardedImages
@@ -16,15 +19,21 @@ from stec.vision.shards import ShardedImages
 Progress = Callable[[int, int], None]
 Images = ImageSet | ImageFiles | ShardedImages
 
+# The shorter side of images held in several sizes, over the views'. The smallest crops of the paper's law (8 % of the
+# area) then have about as many pixels as their views, so what is shrunk away would have been lost in nearly any view.
+HELD = 4
 # Disjoint seeds: no rendered image serves both training and testing.
 RENDERED_TRAIN, RENDERED_TEST, RENDERED_N = 0, 1, 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Images in memory, or image files or shards to be streamed, and what a person wants to know of them."""
+    """Images in memory, or image files or shards to be streamed, and what a person wants to know of them.
 
-    images: Images
+    Images of several sizes in memory (`HeldImages`) are for pretraining alone.
+    """
+
+    images: Images | HeldImages
     note: str  # one line: how many, from where, how many left out
 
     @property
@@ -45,21 +54,27 @@ def _root(config: Config) -> Path:
     return config.root.expanduser()
 
 
-def _in_memory(config: Config, files: ImageFiles, size: int | None, progress: Progress | None) -> Inputs:
-    """Decode files into memory where they fit, else leave them to be streamed."""
-    loaded = load(
-        files,
-        size=size,
-        memory_budget=int(config.memory_gb * 1e9),
-        skip_broken=config.skip_broken,
-        progress=progress,
-    )
-    note = f"{len(loaded.files):,} images"
+def _in_memory(
+    config: Config, files: ImageFiles, size: int | None, progress: Progress | None, *, shapes: bool = False
+) -> Inputs:
+    """Decode files into memory where they fit, else leave them to be streamed.
+
+    With `shapes`, images that are of several sizes, or too large, are held in their own shapes and shrunk if need be:
+    squares cut at the centre would lose borders, and squeezed ones the shape, of what is to be learned from crops.
+    """
+    budget = int(config.memory_gb * 1e9)
+    loaded = load(files, size=size, memory_budget=budget, skip_broken=config.skip_broken, progress=progress)
+    note, why = f"{len(loaded.files):,} images", loaded.why_streamed
     if loaded.broken:
         note += f", {len(loaded.broken)} unreadable left out: {', '.join(path.name for path, _ in loaded.broken[:3])}"
-    if loaded.resident is None:
-        return Inputs(loaded.files, f"{note}, streamed ({loaded.why_streamed})")
-    return Inputs(loaded.resident, f"{note}, in memory")
+    if loaded.resident is not None:
+        return Inputs(loaded.resident, f"{note}, in memory")
+    if shapes and config.augmentation.size is not None:
+        short = HELD * config.augmentation.size
+        if (held := hold(loaded.files, short=short, memory_budget=budget, progress=progress)) is not None:
+            return Inputs(held, f"{note}, in memory in their own shapes, the shorter side at most {short} pixels")
+        why = f"with a shorter side of {short} pixels, too, they take more than --memory-gb {config.memory_gb:g}"
+    return Inputs(loaded.files, f"{note}, streamed ({why})")
 
 
 def folder_split(root: Path, split: Literal["train", "test"]) -> Path | None:
@@ -77,8 +92,13 @@ def has_classes(folder: Path) -> bool:
 
 def training_images(config: Config, progress: Progress | None = None) -> Inputs:
     """The images to pretrain on, labelled where labels are at hand. ValueError where they are missing or broken."""
+    source = _training_images(config, progress)
+    left = len(source.images) % config.batch_size if len(source.images) > config.batch_size > 0 else 0
+    return dataclasses.replace(source, note=f"{source.note}, {left} left out of each epoch") if left else source
+
+
+def _training_images(config: Config, progress: Progress | None) -> Inputs:
     images: ImageSet | None = None
-    note = ""
     if folder := sharded_folder(config):
         shards = ShardedImages.open(folder)
         return read(config, shards if config.limit is None else shards.subset(config.limit, seed=0))
@@ -96,21 +116,34 @@ def training_images(config: Config, progress: Progress | None = None) -> Inputs:
         if config.limit is not None:
             images = images.subset(config.limit, seed=0)
         return Inputs(images, f"{len(images):,} images, in memory")
+    files, note = training_files(config)
+    source = _in_memory(config, files, None, progress, shapes=True)
+    return dataclasses.replace(source, note=source.note + note)
+
+
+def training_files(config: Config) -> tuple[ImageFiles, str]:
+    """The files to pretrain on, nothing decoded yet, and what is to be said of them.
+
+    A preset's own limit means at most so many; one that is given must be there. ValueError as `training_images`.
+    """
+    note, root = "", _root(config)
     if config.data in ("imagenet", "tiny-imagenet"):
-        files = (imagenet if config.data == "imagenet" else tiny_imagenet)(_root(config), "train")
+        files = (imagenet if config.data == "imagenet" else tiny_imagenet)(root, "train")
+    elif root.is_file():
+        files, note = split_files(root, "train"), f", {len(read_split(root).test):,} held out"
     else:
-        folder = _root(config)
-        if folder_split(folder, "test"):  # else "train" may be a class, as in bus, car, train
-            folder = folder_split(folder, "train") or folder
+        folder = root
+        if folder_split(root, "test"):  # else "train" may be a class, as in bus, car, train
+            folder = folder_split(root, "train") or root
         if not folder.is_dir():
             raise ValueError(f"{folder} does not exist; give --root a folder of images")
         files = image_folder(folder, labelled=has_classes(folder))
         if not files.classes:
             note = ", unlabelled (not in two or more class folders)"
-    if config.limit is not None:
-        files = files.subset(config.limit, seed=0)
-    inputs = _in_memory(config, files, None, progress)
-    return dataclasses.replace(inputs, note=inputs.note + note)
+    own = config.preset in PRESETS and config.limit == PRESETS[config.preset].limit
+    if config.limit is not None and own and config.limit > len(files):
+        return files, f"{note}, all there are of the {config.limit:,} that the preset takes"
+    return files if config.limit is None else files.subset(config.limit, seed=0), note
 
 
 def sharded_folder(config: Config) -> Path | None:
@@ -181,14 +214,26 @@ def _labelled_files(config: Config) -> tuple[ImageFiles, ImageFiles]:
     if config.data in ("imagenet", "tiny-imagenet"):
         files = imagenet if config.data == "imagenet" else tiny_imagenet
         return files(root, "train"), files(root, "val")
+    if root.is_file():
+        return split_files(root, "train"), split_files(root, "test")
     folders = folder_split(root, "train"), folder_split(root, "test")
     if folders[0] is None or folders[1] is None or not has_classes(folders[0]):
-        raise ValueError(
-            f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, "
-            "or probe the encoder on another set with --root and --data"
-        )
+        raise ValueError(_why_unprobed(root, folders[1] and (folders[0] or root)))
     train = image_folder(folders[0], labelled=True)
     return train, image_folder(folders[1], labelled=True, classes=train.classes)
+
+
+def _why_unprobed(root: Path, train: Path | None) -> str:
+    """What is missing for probes: a folder, labels, or a test split, which can be held out of labels."""
+    elsewhere = "or probe the encoder on another set with --root and --data"
+    if not root.is_dir():
+        return f"{root} does not exist; give --root a folder of images"
+    if train is None and has_classes(root):
+        return (
+            f"{root} has classes, but no test split to probe with: pretrain with --holdout 0.2 to keep a fifth of each "
+            f"class apart, lay it out as train/<class>/ and test/<class>/, {elsewhere}"
+        )
+    return f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, {elsewhere}"
 
 
 def at_size(config: Config, image_size: Sequence[int], size: int | None = None) -> Config:

@@ -1,7 +1,8 @@
 """What frozen features are worth, and how well the inverse model reads actions: the numbers behind every table."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional
 
+from recipes.ranks import cores
 from recipes.records import Result
 from recipes.vision import networks
-from recipes.vision.inputs import Inputs
+from recipes.vision.inputs import Images, Inputs
 from recipes.vision.presets import Config
-from stec.core.actions import step_seed
+from stec.core.actions import Bins, Chance, EfferenceCopy, ViewPair, chance_level, step_seed
 from stec.core.learner import Learner
 from stec.core.losses import binned_nll
 from stec.core.manipulation import BinnedActions, EveryPair
@@ -30,8 +32,11 @@ from stec.core.probe import (
 )
 from stec.vision.colour import WithColour
 from stec.vision.data import ImageSet
-from stec.vision.streaming import EvalImages
-from stec.vision.views import CROP_FLIP, Augmentation, two_views
+from stec.vision.folder import ImageFiles
+from stec.vision.held import header_size
+from stec.vision.simulation import actions_of_law
+from stec.vision.streaming import CroppedPairs, EvalImages, collate
+from stec.vision.views import CROP_FLIP, Augmentation, CroppedPair, TwoViews, two_views
 
 Offline = Literal["linear", "logistic", "knn"]  # fitted on frozen features
 Protocol = Literal["linear", "logistic", "knn", "online"]  # the last is part of the checkpoint
@@ -70,7 +75,7 @@ def plain_batches(inputs: Inputs, config: Config, size: int = 256) -> Iterator[t
             yield images.float() / 255, data.labels[part]
     else:
         files = EvalImages(inputs.images, config.augmentation.size or 224)
-        for pixels, labels in DataLoader(files, batch_size=size, num_workers=config.workers):
+        for pixels, labels in DataLoader(files, batch_size=size, num_workers=min(config.workers, cores())):
             yield pixels.float() / 255, labels
 
 
@@ -164,15 +169,55 @@ def reading_law(config: Config) -> Augmentation:
     return config.augmentation if coloured else geometry(config.augmentation)
 
 
+def reading_pairs(
+    images: Images, law: Augmentation, copy: EfferenceCopy, *, passes: int, batch: int, workers: int
+) -> Iterator[ViewPair]:
+    """Pairs of views of all images, `passes` times: on the device, or of streamed images cut by `workers`."""
+    where, starts = device(), range(0, len(images), batch)
+    for i in range(passes):
+        generators = (torch.Generator().manual_seed(step_seed(i, start, stream=99)) for start in starts)
+        if isinstance(images, ImageSet):
+            for start, generator in zip(starts, generators):
+                part = images.images[start : start + batch].to(where)
+                yield two_views(part, generator=generator, augmentation=law, copy=copy)
+            continue
+        seed = step_seed(i, 0, stream=98)
+        keys = [[(j, step_seed(seed, j)) for j in range(len(images))][start : start + batch] for start in starts]
+        cut = CroppedPairs(images, law.size or 224, scale=law.scale, ratio=law.ratio, p_flip=law.p_flip)
+        loader: Iterable[CroppedPair] = DataLoader(cut, batch_sampler=keys, num_workers=workers, collate_fn=collate)
+        for cropped, generator in zip(loader, generators):
+            there = cropped._replace(x=cropped.x.to(where), x_prime=cropped.x_prime.to(where))
+            yield TwoViews(law, copy)(there, generator)
+
+
+def chance_of(config: Config, bins: Bins, images: Images) -> Chance:
+    """What a predictor blind to the views reaches, from 100,000 simulated pairs; streamed images by their own sizes.
+
+    Of more than 1,000 streamed images, which may be of as many sizes, every n-th counts.
+    """
+    if isinstance(images, ImageSet):
+        h, w = images.images.shape[2:]
+        return networks.chance(config, bins, (int(h), int(w)))
+    some = range(0, len(images), math.ceil(len(images) / 1000))
+    if isinstance(images, ImageFiles):
+        sizes = [header_size(images.path(i)) or (1, 1) for i in some]
+    else:
+        sizes = [images.decode_rgb(i).size[::-1] for i in some]
+    generator, each = torch.Generator().manual_seed(1), math.ceil(100_000 / len(sizes))
+    copy, law = networks.COPIES[config.action], config.augmentation
+    actions = [actions_of_law(law, copy, each, image_size=size, generator=generator) for size in sizes]
+    return chance_level(bins(torch.cat(actions)), bins.bins)
+
+
 @torch.no_grad()
 def read_actions(
-    learner: Learner, config: Config, images: ImageSet, *, passes: int = 2, batch: int = 256
+    learner: Learner, config: Config, images: Images, *, passes: int = 2, batch: int = 256
 ) -> list[Result]:
     """How well the manipulation model reads actions off views of held-out images, in evaluation mode.
 
     The views follow the law of pretraining without its changes of colour, unless they are part of the action. Nats are
     the mean over valid pairs (no view solarised) and components; chance is that of a predictor blind to the views, from
-    100,000 simulated pairs. ValueError where no pair is valid.
+    100,000 simulated pairs. Views of streamed images are those that training cuts. ValueError where no pair is valid.
     """
     model = learner.objective.models["manipulation"]
     if isinstance(model, EveryPair):
@@ -184,20 +229,15 @@ def read_actions(
     copy = networks.COPIES[config.action]
     law = reading_law(config)
     nll, hits, count = 0.0, torch.zeros(len(copy.components)), 0
-    for i in range(passes):
-        for start in range(0, len(images), batch):
-            generator = torch.Generator().manual_seed(step_seed(i, start, stream=99))
-            part = images.images[start : start + batch].to(where)
-            pair = two_views(part, generator=generator, augmentation=law, copy=copy)
-            logits, bins = model.logits(encode(network, pair)), model.bins(pair.action)
-            valid, n = pair.valid, int(pair.valid.sum())
-            nll += float(binned_nll(logits, bins, valid)) * n
-            hits += (logits.argmax(dim=2) == bins)[valid].float().sum(dim=0).cpu()
-            count += n
+    for pair in reading_pairs(images, law, copy, passes=passes, batch=batch, workers=min(config.workers, cores())):
+        logits, bins = model.logits(encode(network, pair)), model.bins(pair.action)
+        valid, n = pair.valid, int(pair.valid.sum())
+        nll += float(binned_nll(logits, bins, valid)) * n
+        hits += (logits.argmax(dim=2) == bins)[valid].float().sum(dim=0).cpu()
+        count += n
     if not count:
         raise ValueError(f"no action to read: one view of every pair is solarised (p_solarise {law.p_solarise})")
-    h, w = (int(n) for n in images.images.shape[2:])
-    chance = networks.chance(config, model.bins.cpu(), (h, w))
+    chance = chance_of(config, model.bins.cpu(), images)
     model.bins.to(where)
     level = float(chance.nll.mean())
     components = {

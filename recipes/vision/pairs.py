@@ -1,150 +1,115 @@
-"""A picture of view pairs: the action drawn between them, and the bins that an inverse model reads off them."""
+"""Draw pairs of views and what a model reads off them: python -m recipes.vision.pairs --checkpoint FILE --out PNG.
 
+A row for each image: x with the frame of x' on it, x', and for each component of the action the beliefs over its bins.
+Test images of the run's own data, or of those that --root (and --data) name; where a folder holds no test images, the
+images of training.
+"""
+
+import dataclasses
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, Polygon
-from matplotlib.patheffects import withStroke
+import tyro
+from jaxtyping import UInt8
 from torch import Tensor
 
-from stec.core.actions import ViewPair
-from stec.vision.affine import Affine
-
-FRAME, TRUE, FALSE, X_COLOUR, GREY = "#e07b00", "#18836b", "#b8c4d6", "#1f6fb4", "#7a7a7a"
-CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a view's own top left first
-ROW, STRIP, TOP = 1.72, 1.55, 0.95  # inches: a row and its images, the bars of one component, the headings
-
-
-def frame_corners(action: Float[Tensor, " 4"]) -> list[tuple[float, float]]:
-    """Where the corners of x' lie in the coordinates of x, the own top left of x' first: u -> scale u + shift.
-
-    >>> frame_corners(torch.tensor([-0.5, 0.5, 0.25, 0.0]))[:2]
-    [(0.75, -0.5), (-0.25, -0.5)]
-    """
-    corners = torch.tensor(CORNERS, device=action.device) * action[:2] + action[2:]
-    return [(x, y) for x, y in corners.tolist()]
+from recipes.run_folder import check_writable
+from recipes.terminal import command, say
+from recipes.vision import evaluate, inputs, networks
+from recipes.vision.config import Config, Data, method
+from recipes.vision.measure import reading_law
+from recipes.vision.pairs_picture import draw_pairs as draw_pairs
+from recipes.vision.run import load_learner
+from stec.core.learner import Learner
+from stec.core.manipulation import BinnedActions, EveryPair
+from stec.core.objective import encode
+from stec.vision.data import ImageSet
+from stec.vision.views import EXACT, two_views
 
 
-def draw_pairs(
-    images: UInt8[Tensor, "b 3 height width"],
-    pair: ViewPair,
-    *,
-    beliefs: Float[Tensor, "b 4 k"],
-    truth: Int[Tensor, "b 4"],
-    to_x: Float[Tensor, "b 3 3"] | None,
-    path: Path,
-) -> None:
-    """Write a PNG with one row for each pair: the image, x with the frame of x' on it, x', and a strip of K bins for
-    each component of the action.
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """Whose beliefs, over actions on which images."""
 
-    `pair` holds the views of `images` and their exact egocentric actions (scale_x, scale_y, shift_x, shift_y), which
-    map coordinates of x' to coordinates of x. A dot marks the own top left corner of x', the arrow leads from the
-    centre of x to that of x'. With the poses `to_x` the image goes on around x, faintly. `beliefs` are the model's
-    probabilities over bins, such as `BinnedActions.logits(...).softmax(2)`; `truth` are the bins of the true action.
-    All on the CPU. ValueError where the shapes do not fit together.
-    """
-    b, k = len(images), beliefs.shape[-1]
-    components = Affine().components
-    if not b or pair.action.shape != (b, len(components)):
+    checkpoint: Path  # a file of a run's checkpoints folder
+    out: Path  # the picture, such as pairs.png
+    images: int = 6  # rows: images, and one pair of views of each
+    root: Path | None = None  # where the images lie; those of the checkpoint's run by default
+    data: Data | None = None  # which data; those of the checkpoint's run by default
+    seed: int = 5  # of the views
+
+
+def binned_model(learner: Learner, config: Config) -> BinnedActions:
+    """The model whose beliefs can be drawn. ValueError where the checkpoint has none."""
+    names = learner.objective.names
+    model = learner.objective.models["manipulation"] if "manipulation" in names else None
+    model = model.model if isinstance(model, EveryPair) else model
+    if not isinstance(model, BinnedActions):
+        told = "regresses actions" if model is not None else "reads no actions"
         raise ValueError(
-            f"{b} images with actions {tuple(pair.action.shape)}; need at least one image, and for each the components "
-            f"{', '.join(components)} of the exact action (draw the pairs with the copy `stec.vision.views.EXACT`)"
+            f"{method(config)} {told}: there are no beliefs over bins to draw; give a checkpoint of a preset such as "
+            "cifar10-resnet18-stec"
         )
-    if beliefs.shape != (b, len(components), k) or truth.shape != (b, len(components)):
-        raise ValueError(
-            f"beliefs {tuple(beliefs.shape)} and truth {tuple(truth.shape)} do not fit {b} actions of "
-            f"{len(components)} components; need (b, 4, k) and (b, 4)"
-        )
-    columns = [("image", ROW), ("x, and the frame of x' on it", 1.5 * ROW), ("x'", ROW)]
-    columns += [(name, STRIP) for name in components]
-    wide, tall = sum(width for _, width in columns) + 0.5, b * ROW + TOP
-    figure = Figure(figsize=(wide, tall), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
-    for row in range(b):
-        left, bottom = 0.3, (b - 1 - row) * ROW + 0.3
-        for column, (title, width) in enumerate(columns):
-            pad = 0.1 if column < 3 else 0.16
-            place = (left / wide, bottom / tall, (width - 2 * pad) / wide, (ROW - 0.26) / tall)
-            axes = figure.add_axes((place[0] + pad / wide, *place[1:]))
-            left += width
-            if column == 0:
-                _show(axes, images[row] / 255)
-            elif column == 1:
-                _frame(axes, images[row], pair, row, None if to_x is None else to_x[row])
-            elif column == 2:
-                _show(axes, pair.x_prime[row], edge=FRAME)
-                axes.plot(-1, -1, "o", markersize=7, color=FRAME, markeredgecolor="white", clip_on=False, zorder=9)
-            else:
-                component = column - 3
-                _bars(axes, beliefs[row, component], int(truth[row, component]), valid=bool(pair.valid[row]))
-            if row == 0:
-                axes.set_title(title, fontsize=10, pad=8)
-    figure.text(
-        0.3 / wide,
-        1 - 0.14 / tall,
-        "arrow: the action from x to x'    dot: the own top left corner of x'    "
-        f"bars: beliefs over {k} bins (dotted: 1/{k}), green and in figures: that in the true bin",
-        fontsize=9.5,
-        color=GREY,
-        va="top",
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    return model
 
 
-def _show(axes: Axes, image: Float[Tensor, "3 h w"], *, edge: str = "none") -> None:
-    """An image over [-1, 1], y down."""
-    axes.imshow(image.clamp(0, 1).permute(1, 2, 0).numpy(), extent=(-1, 1, 1, -1), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(edgecolor=edge, linewidth=2 if edge != "none" else 0)
+def images_to_draw(arguments: Arguments, config: Config) -> UInt8[Tensor, "b 3 height width"]:
+    """As many images as are asked for, of one size. ValueError where they cannot be found or held."""
+    if arguments.images < 1:
+        raise ValueError(f"images is {arguments.images}; need at least 1")
+    # No labelled training image is of use here: one stands for all.
+    wanted = evaluate.Arguments(arguments.checkpoint, root=arguments.root, data=arguments.data, limit=1)
+    config = evaluate.data_of(wanted, config)
+    source: inputs.Images
+    if config.data == "folder" and config.root and not inputs.sharded_folder(config) and not _has_test(config.root):
+        source, _ = inputs.training_files(dataclasses.replace(config, limit=None))
+        say(f"{config.root} holds no test images (test/ or val/): drawing images of training")
+    else:
+        _, source = inputs.labelled_sources(config)
+    if arguments.images < len(source):
+        source = source.subset(arguments.images, seed=0)
+    images, size = inputs.read(config, source).images, config.augmentation.size
+    if not isinstance(images, ImageSet) and size:
+        images = inputs.read(config, source, size=2 * size).images  # of many sizes: squares, not too coarse for crops
+    if not isinstance(images, ImageSet):
+        raise ValueError("these images are of many sizes, or lie in shards: name a folder of files by --root")
+    return images.images
 
 
-def _frame(
-    axes: Axes, image: UInt8[Tensor, "3 height width"], pair: ViewPair, row: int, to_x: Float[Tensor, "3 3"] | None
+def _has_test(root: Path) -> bool:
+    return inputs.folder_split(root.expanduser(), "test") is not None
+
+
+@torch.no_grad()
+def picture(
+    learner: Learner, config: Config, images: UInt8[Tensor, "b 3 height width"], path: Path, *, seed: int = 5
 ) -> None:
-    """x, and on it, or beside it, the frame of x' and the arrow to its centre."""
-    action = pair.action[row]
-    corners = frame_corners(action)
-    if to_x is not None:
-        scale_x, scale_y, shift_x, shift_y = Affine().flatten(Affine().inverse(to_x[None].double()))[0].tolist()
-        extent = (shift_x - scale_x, shift_x + scale_x, shift_y + scale_y, shift_y - scale_y)
-        axes.imshow(image.permute(1, 2, 0).numpy(), extent=extent, alpha=0.35, interpolation="nearest")
-    _show(axes, pair.x[row])
-    axes.add_patch(Polygon(CORNERS, closed=True, fill=False, edgecolor=X_COLOUR, linewidth=1.6))
-    axes.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=FRAME, linewidth=2.2))
-    axes.plot(*corners[0], "o", markersize=7, color=FRAME, markeredgecolor="white", zorder=7)
-    centre = (float(action[2]), float(action[3]))
-    arrow = FancyArrowPatch(
-        (0, 0), centre, arrowstyle="-|>", color=FRAME, linewidth=1.8, mutation_scale=11, shrinkA=0, shrinkB=0, zorder=6
+    """Draw a pair of views of every image with the action between them and the bins that the model reads off."""
+    model = binned_model(learner, config)
+    learner.eval().cpu()
+    law, copy = reading_law(config), networks.COPIES[config.action]
+    size = images.shape[2], images.shape[3]
+    to_x = law.draw_crops(2 * len(images), size, generator=torch.Generator().manual_seed(seed)).matrix()[: len(images)]
+    # The same draw twice: the exact action is drawn as a frame, the model was told its own.
+    exact, told = (
+        two_views(images, generator=torch.Generator().manual_seed(seed), augmentation=law, copy=each)
+        for each in (EXACT, copy)
     )
-    arrow.set_path_effects([withStroke(linewidth=4.5, foreground="white")])
-    axes.add_patch(arrow)
-    # square pixels in a wide box: what must be seen decides the scale
-    reach_y = 0.08 + max(1.0, *(abs(y) for _, y in corners))
-    reach_x = 0.08 + max(1.0, *(abs(x) for x, _ in corners))
-    box = axes.get_position(original=True)
-    width, height = axes.get_figure().get_size_inches()  # type: ignore[union-attr]
-    shape = box.width * width / (box.height * height)
-    reach = max(reach_y, reach_x / shape)
-    axes.set(xlim=(-reach * shape, reach * shape), ylim=(reach, -reach), facecolor="#f3f3f3")
-    if action[0] < 0:
-        where = {"x": 0.03, "y": 0.5, "rotation": 90, "va": "center", "transform": axes.transAxes}
-        axes.text(s="mirrored", fontsize=9, color=FRAME, weight="bold", **where)  # type: ignore[arg-type]
+    beliefs = model.logits(encode(learner.encoder, told)).softmax(dim=2)
+    truth = model.bins(told.action)
+    draw_pairs(images, exact, beliefs=beliefs, truth=truth, to_x=to_x, path=path, components=copy.components)
 
 
-def _bars(axes: Axes, belief: Float[Tensor, " k"], truth: int, *, valid: bool) -> None:
-    """The beliefs over the bins of one component, the true one marked."""
-    k = len(belief)
-    axes.bar(range(k), belief.tolist(), width=0.86, color=[TRUE if i == truth else FALSE for i in range(k)])
-    axes.axhline(1 / k, color=GREY, linewidth=0.9, linestyle=":")
-    axes.plot(truth, -0.07, marker="^", markersize=6, color=TRUE, clip_on=False)
-    right = int(belief.argmax()) == truth
-    note = f"{float(belief[truth]):.2f}" + ("" if right else "  missed")
-    axes.text(0.02, 0.98, note if valid else "no label", transform=axes.transAxes, fontsize=8.5, va="top", color=GREY)
-    axes.set(xlim=(-0.55, k - 0.45), ylim=(0, 1.12), xticks=[], yticks=[])
-    axes.spines[["top", "right", "left"]].set_visible(False)
+def main() -> None:
+    """The command line."""
+    arguments = tyro.cli(Arguments, prog="python -m recipes.vision.pairs", description=__doc__)
+    learner, config, _ = load_learner(arguments.checkpoint)
+    binned_model(learner, config)  # before any image is read
+    check_writable(arguments.out.parent)
+    images = images_to_draw(arguments, config)
+    picture(learner, config, images, arguments.out, seed=arguments.seed)
+    say(f"{method(config)}: {len(images)} pairs, and the beliefs over their actions, in {arguments.out}")
+
+
+if __name__ == "__main__":
+    command(main)

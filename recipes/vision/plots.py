@@ -1,5 +1,6 @@
-"""Pictures of what many runs gave: accuracy and surprise over a swept setting or by arm, and curves over training."""
+"""Pictures of what many runs gave: accuracy and surprise over a swept setting or by arm."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,18 +10,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from recipes.vision.grids import Value, text
-from recipes.vision.summary import NATS, R2, Interval, Summary
+from recipes.results.intervals import Interval
+from recipes.vision.axes import Value, text
+from recipes.vision.summary import NATS, R2, Summary
 
 # Okabe and Ito (2008): colours that people with any colour vision tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SEED, ALONE = "#8C8C8C", "#444444"  # single runs; the identity model without L_manip
-AXES = {"bins": "K, bins of each component"}
+AXES = {"bins": "K, bins of each component", "size": "size of the views, pixels"}
+ENOUGH = 3  # seeds for an interval: by Student's t that of two reaches nine standard deviations to each side
+BAND = "95 % interval of the dashed line"
 
 
 class Metric(NamedTuple):
@@ -31,17 +34,10 @@ class Metric(NamedTuple):
     label: str
 
 
-class Curve(NamedTuple):
-    """Numbers over training, of one arm: a row of values at `epochs` for each seed, by the label of their panel."""
-
-    arm: str
-    manipulation: bool  # with L_manip, or without
-    epochs: Sequence[int]
-    seeds: dict[str, list[list[float]]]
-
-
 def draw_sweep(summaries: Sequence[Summary], path: Path, *, axes: Sequence[str], accuracy: str, title: str) -> Figure:
-    """Write a PNG of means with 95 % confidence intervals, every seed a grey dot: accuracy, and manipulation in nats.
+    """Write a PNG of means, every seed a grey dot: accuracy within 0 to 100 %, and manipulation in nats.
+
+    Means of three seeds and more have their 95 % confidence interval.
 
     Along the first axis, with a line for each combination of the others; where there is no axis, the arms one below
     the other. What has no place on the axis, such as SimCLR among numbers of bins, is a dashed line across. `accuracy`
@@ -50,18 +46,26 @@ def draw_sweep(summaries: Sequence[Summary], path: Path, *, axes: Sequence[str],
     panels = [Metric(accuracy, 100, f"{accuracy.partition(', ')[2]} accuracy, test images (%)")]
     if any(NATS in summary.metrics for summary in summaries):
         panels.append(Metric(NATS, 1, "manipulation minus chance,\nheld-out views (nats; lower is better)"))
-    figure = _figure(len(panels), tall=3.4 if axes else 1.2 + 0.36 * len(summaries), share_y=not axes)
+    figure = figure_of(len(panels), tall=3.4 if axes else 1.2 + 0.36 * len(summaries), share_y=not axes)
     for panel, metric in zip(figure.axes, panels):
         if axes:
             _lines(panel, summaries, axes, metric)
         else:
             _arms(panel, summaries, metric)
+        if metric.scale == 100:
+            _within(panel, upright=not axes)
     if axes:
-        figure.axes[0].legend(frameon=False, fontsize=8)
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        # Below the panels: a wide band leaves no free place inside.
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False, fontsize=8)
     most = max(len(summary.seeds) for summary in summaries)
-    several = f"{most} seeds (dots), mean and 95 % confidence interval" if most > 1 else "1 seed"
+    several = "1 seed"
+    if most > 1:
+        several = f"{most} seeds (dots), mean" + (" and 95 % confidence interval" if most >= ENOUGH else "")
+    if not axes and most >= ENOUGH and any(s.overrides.get("lambda_manip") == 0 for s in summaries):
+        several += "\ngrey band: the interval without L_manip"
     figure.suptitle(f"{title}: {several}", fontsize=10)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def alone(summary: Summary, axis: str) -> bool:
@@ -83,35 +87,49 @@ def places(values: Sequence[Value]) -> list[float]:
     return numbers
 
 
+def category(at: Sequence[float]) -> float:
+    """How much of an axis a value has for itself: the way to its nearest neighbour, 1 for one alone.
+
+    >>> category([4.0, 6.0, 10.0]), category([4.0])
+    (2.0, 1.0)
+    """
+    return min((b - a for a, b in itertools.pairwise(sorted(at))), default=1.0)
+
+
+def _within(panel: Axes, *, upright: bool) -> None:
+    """The axis of accuracies cut to 0 to 100 %, which intervals may leave."""
+    low, high = panel.get_xlim() if upright else panel.get_ylim()
+    (panel.set_xlim if upright else panel.set_ylim)(max(low, 0.0), min(high, 100.0))
+
+
 def _lines(panel: Axes, summaries: Sequence[Summary], axes: Sequence[str], metric: Metric) -> None:
     """A metric along the first axis."""
     axis, *others = axes
     values = list(dict.fromkeys(s.overrides[axis] for s in summaries if not alone(s, axis)))
     at = dict(zip(values, places(values)))
-    words = any(isinstance(value, str | bool | None) for value in values)  # what lies between two words is nothing
+    words = any(isinstance(value, str | bool | tuple | None) for value in values)  # between two words lies nothing
     labels = list(dict.fromkeys(_label(s, others) for s in summaries if not alone(s, axis)))
     shown = [s for s in summaries if metric.name in s.metrics]
     for s in (s for s in shown if alone(s, axis)):
         own = _label(s, others) in labels and bool(others)
         colour = COLOURS[labels.index(_label(s, others)) % len(COLOURS)] if own else ALONE
         _across(panel, s.metrics[metric.name], metric.scale, colour=colour, label=s.label)
-    gap = 0.02 * (max(at.values()) - min(at.values()) or 1.0) if at else 0.0
+    width = category(list(at.values()))
+    gap = min(0.2, 0.6 / max(len(labels), 1)) * width
     for i, label in enumerate(labels):
         of = [s for s in shown if not alone(s, axis) and _label(s, others) == label]
         found = [s.metrics[metric.name] for s in of]
         # Side by side, so that no interval hides another, and single seeds beside their mean.
         x = [at[s.overrides[axis]] + gap * (i - (len(labels) - 1) / 2) for s in of]
-        _seeds(
-            panel,
-            [(place + gap / 3, metric.scale * v) for place, f in zip(x, found) for v in f.values if len(f.values) > 1],
-        )
+        _seeds(panel, [(place + gap / 3, metric.scale * v) for place, f in zip(x, found) for v in _several(f)])
         panel.errorbar(
             x, [metric.scale * f.mean for f in found], _reach(found, metric.scale), label=label or "mean",
             color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=3,
             linewidth=1.4, linestyle="none" if words else "-", zorder=3,
         )  # fmt: skip
     panel.set_xticks(list(at.values()), [f"{v:.3g}" if isinstance(v, float) else text(v) for v in at])
-    panel.margins(x=0.08)
+    if at:
+        panel.set_xlim(min(at.values()) - width / 2, max(at.values()) + width / 2)
     panel.set_xlabel(AXES.get(axis, axis))
     panel.set_ylabel(metric.label)
 
@@ -153,8 +171,10 @@ def _across(
     """A dashed line across the panel at a mean, in a band as wide as its interval."""
     line, band = (panel.axvline, panel.axvspan) if upright else (panel.axhline, panel.axhspan)
     line(scale * found.mean, color=colour, linestyle="--", linewidth=1.1, label=label, zorder=1)
-    if found.low is not None and found.high is not None:
-        band(scale * found.low, scale * found.high, color=colour, alpha=0.1, linewidth=0, zorder=0)
+    low, high = _ends(found)
+    if not math.isnan(low):
+        name = BAND if label and BAND not in panel.get_legend_handles_labels()[1] else None
+        band(scale * low, scale * high, color=colour, alpha=0.1, linewidth=0, zorder=0, label=name)
 
 
 def _several(found: Interval) -> list[float]:
@@ -168,49 +188,22 @@ def _seeds(panel: Axes, points: Sequence[tuple[float, float]]) -> None:
     panel.plot(x, y, ".", color=SEED, markersize=5, markeredgewidth=0, zorder=4)
 
 
+def _ends(found: Interval) -> tuple[float, float]:
+    """The ends of an interval that is drawn; NaN of fewer seeds than make one worth drawing."""
+    if len(found.values) < ENOUGH or found.low is None or found.high is None:
+        return math.nan, math.nan
+    return found.low, found.high
+
+
 def _reach(found: Sequence[Interval], scale: float) -> list[list[float]]:
-    """How far the intervals reach below and above; not at all, of one seed."""
-    below = [0.0 if f.low is None else scale * (f.mean - f.low) for f in found]
-    above = [0.0 if f.high is None else scale * (f.high - f.mean) for f in found]
+    """How far the intervals reach below and above; NaN, which draws nothing, where there is none."""
+    ends = [_ends(f) for f in found]
+    below = [scale * (f.mean - low) for f, (low, _) in zip(found, ends)]
+    above = [scale * (high - f.mean) for f, (_, high) in zip(found, ends)]
     return [below, above]
 
 
-def draw_curves(curves: Sequence[Curve], path: Path, *, title: str) -> Figure:
-    """Write a PNG with a panel for each number: its mean over training, and single seeds as thin lines.
-
-    A colour for each arm; solid with L_manip, dashed without. Panels stand in rows of three.
-    """
-    names = list(curves[0].seeds)
-    figure = _figure(len(names), rows=math.ceil(len(names) / 3), tall=3.0, wide=3.7)
-    arms = list(dict.fromkeys(curve.arm for curve in curves))
-    colours = dict(zip(arms, COLOURS))
-    for panel, name in zip(figure.axes, names):
-        for curve in curves:
-            colour, line = colours[curve.arm], "-" if curve.manipulation else "--"
-            rows = curve.seeds[name]
-            mean = [sum(column) / len(column) for column in zip(*rows)]
-            panel.plot(curve.epochs, mean, linewidth=1.7, color=colour, linestyle=line)
-            for row in rows if len(rows) > 1 else []:
-                panel.plot(curve.epochs, row, linewidth=0.7, alpha=0.45, color=colour, linestyle=line)
-        panel.set_xlabel("epoch")
-        panel.set_title(name, fontsize=10)
-        panel.set_ylim(0, 1.05 * max(value for curve in curves for row in curve.seeds[name] for value in row) or None)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    handles = [Line2D([], [], color=colours[arm], linewidth=2, label=arm) for arm in arms]
-    handles.append(Line2D([], [], color=ALONE, linestyle="-", label="with L_manip"))
-    handles.append(Line2D([], [], color=ALONE, linestyle="--", label="without L_manip"))
-    free = figure.axes[len(names) :]
-    for panel in free:
-        panel.axis("off")
-    if free:
-        free[0].legend(handles=handles, loc="center left", frameon=False, fontsize=10)
-    else:
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=10)
-    return _save(figure, path)
-
-
-def _figure(panels: int, *, tall: float, wide: float = 4.6, rows: int = 1, share_y: bool = False) -> Figure:
+def figure_of(panels: int, *, tall: float, wide: float = 4.6, rows: int = 1, share_y: bool = False) -> Figure:
     """An empty figure with panels side by side, in rows of equal length."""
     columns = math.ceil(panels / rows)
     size = (wide * columns + (1.2 if share_y else 0.0), 0.5 + tall * rows)
@@ -224,7 +217,7 @@ def _figure(panels: int, *, tall: float, wide: float = 4.6, rows: int = 1, share
     return figure
 
 
-def _save(figure: Figure, path: Path) -> Figure:
+def save(figure: Figure, path: Path) -> Figure:
     """Write a PNG of 128 colours, a third of the size of one with all of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas = FigureCanvasAgg(figure)

@@ -10,13 +10,13 @@ import dataclasses
 from recipes.presets import find
 from recipes.vision.arms import METHODS, STEC, arms_of
 from recipes.vision.config import Action, Config, Data, Identity, method
-from recipes.vision.small_presets import quickstart, small, tiny
+from recipes.vision.small_presets import folder_small, quickstart, small, tiny
 from recipes.vision.tables import stl, tables
 from stec.vision.views import CROP_FLIP, SIMCLR_IMAGENET
 
 
 def folder() -> dict[str, Config]:
-    """One's own images of any size: S-TEC in views of 96 pixels."""
+    """One's own images of any size, on a GPU: S-TEC in views of 96 pixels."""
     base = dataclasses.replace(
         stl("resnet18"),
         data="folder",
@@ -30,7 +30,7 @@ def folder() -> dict[str, Config]:
     return {"folder": dataclasses.replace(arms_of(base, "simclr")["stec"], preset="folder")}
 
 
-PRESETS = tables() | folder() | quickstart() | small() | tiny()
+PRESETS = tables() | folder() | folder_small() | quickstart() | small() | tiny()
 
 
 def preset(name: str) -> Config:

@@ -5,6 +5,15 @@
   python -m recipes.vision.pretrain cifar10-resnet18-stec --root data --out runs/c10
   python -m recipes.vision.pretrain --resume runs/c10           go on after an interruption; settings are in the folder
 
+Your own images, on a laptop or on a GPU; they may lie in train/<class>/ and test/<class>/, in <class>/, or anywhere:
+
+  python -m recipes.vision.pretrain folder-small --root MY_IMAGES --holdout 0.2
+  python -m recipes.vision.pretrain folder --root MY_IMAGES
+
+--holdout keeps a share of each class apart for probes; split.json in the run's folder says which, and --root of any
+command takes this file. Images of one size that fit --memory-gb lie in memory as they are; those of several sizes each
+in its own shape, nothing cut off, shrunk to a shorter side of four times the views', which is what the actions are of.
+
 With --go-on, one command starts a run and goes on with it (docs/long-runs.md).
 
 A run folder holds config.json, logs/ (metrics.csv, TensorBoard), checkpoints/ and, at the end, results.json.
@@ -12,14 +21,18 @@ A run folder holds config.json, logs/ (metrics.csv, TensorBoard), checkpoints/ a
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
 
 from recipes.command import Modality, pretrain_command
+from recipes.ranks import is_first
 from recipes.run import Outcome
+from recipes.run_folder import check_output
 from recipes.saving import MINUTES
-from recipes.terminal import command
+from recipes.terminal import command, say
+from recipes.vision.own_images import hold_out, how_to_probe, settled
 from recipes.vision.presets import PRESETS, Config, method, preset
 from recipes.vision.run import pretrain, read_config, record_of
 
@@ -31,13 +44,29 @@ class Arguments:
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Path | None = None  # the run's folder; runs/PRESET-seedN by default
     go_on: bool = False  # go on with the run in that folder where there is one: one command, however often it is run
+    holdout: float | None = None  # of class folders, leave this share of each class out of training, for probes
     checkpoint_minutes: float = MINUTES  # a checkpoint also within an epoch, where it takes longer than this
 
 
 def line(config: Config) -> str:
     """What distinguishes a preset."""
     where = "no download" if config.data == "rendered" else f"{config.data}, --root"
-    return f"{method(config):22s} {config.arch} x{config.width}, {config.epochs} epochs ({where})"
+    return f"{method(config):22s} {config.arch} x{config.width} ({where})"
+
+
+def settle(arguments: Arguments, folder: Path, *, going_on: bool, typed: Sequence[str]) -> Config:
+    """The settings as the images let them be, each change said."""
+    config, lines = arguments.config, []
+    if arguments.holdout is not None:
+        if not going_on and is_first():
+            check_output(folder)  # before a run's split is written over
+        config, line = hold_out(config, arguments.holdout, folder, going_on=going_on)
+        lines.append(line)
+    config, more = settled(config, typed=typed)
+    if is_first():
+        for line in (*lines, *more):
+            say(line)
+    return config
 
 
 VISION = Modality(
@@ -53,6 +82,8 @@ VISION = Modality(
     record_of=record_of,
     sources="code: what the authors' released code fixes",
     then="python -m recipes.vision.evaluate --checkpoint",
+    settle=settle,
+    next_step=how_to_probe,
 )
 
 

@@ -61,7 +61,7 @@ def record_of(
         seed=config.seed,
         seconds=seconds,
         results=results,
-        settings={**to_plain(config), "resumed": resumed},
+        settings={**to_plain(config), "root": config.root and records.place(str(config.root)), "resumed": resumed},
         stage=stage,
     )
 

@@ -1,4 +1,4 @@
-"""Means over seeds with 95 % confidence intervals, of the runs that a sweep has done."""
+"""Means over seeds of the runs that a sweep has done, with their spread in tables and 95 % intervals in pictures."""
 
 import dataclasses
 import json
@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import scipy.stats
-
 from recipes import records
+from recipes.results.cells import SPREAD, spread, tight
+from recipes.results.intervals import Interval, interval
 from recipes.terminal import table
-from recipes.vision import grids
+from recipes.vision import axes, grids
 from recipes.vision.compare import DONE
 from recipes.vision.config import Config
 
@@ -38,43 +37,15 @@ class Run(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and its 95 % confidence interval; no interval of one value."""
-
-    mean: float
-    low: float | None
-    high: float | None
-    values: list[float]
-
-
-@dataclasses.dataclass(frozen=True)
 class Summary:
     """What the runs of one setting gave: each metric over seeds, why runs failed, and which are not done yet."""
 
     label: str
-    overrides: Mapping[str, grids.Value]
+    overrides: Mapping[str, axes.Value]
     seeds: list[int]
     failed: dict[int, str]
     missing: list[int]
     metrics: dict[str, Interval]
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % confidence interval of a mean by Student's t with n - 1 degrees of freedom.
-
-    ValueError for no value.
-
-    >>> found = interval([1.0, 2.0, 3.0])  # 2 ± 4.3027 / sqrt(3)
-    >>> found.mean, round(found.low, 4), round(found.high, 4)
-    (2.0, -0.4841, 4.4841)
-    """
-    if not values:
-        raise ValueError("there are no values to take a mean of; give at least one")
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, None, None, list(values))
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-    return Interval(mean, mean - half, mean + half, list(values))
 
 
 def summarise(grid: grids.Grid, runs: Sequence[Run]) -> tuple[list[Summary], list[records.Record]]:
@@ -116,7 +87,7 @@ def aggregate(grid: grids.Grid, summaries: Sequence[Summary]) -> dict[str, Any]:
 
 
 def show(summaries: Sequence[Summary], columns: Columns = COLUMNS) -> None:
-    """A table of the settings: mean ± half of the 95 % confidence interval, of those metrics that any of them has."""
+    """A table of the settings: mean ± standard deviation over seeds, of those metrics that any of them has."""
     shown = {name: column for name, column in columns.items() if any(name in s.metrics for s in summaries)}
     rows = []
     for summary in summaries:
@@ -125,12 +96,8 @@ def show(summaries: Sequence[Summary], columns: Columns = COLUMNS) -> None:
         cells = [_cell(summary.metrics.get(name), factor) for name, (_, factor) in shown.items()]
         rows.append([summary.label.replace(", ", ",\n"), ", ".join([str(len(summary.seeds)), *notes]), *cells])
     header = [heading for heading, _ in shown.values()]
-    table(["", "seeds", *header], rows, title="mean over seeds ± half of the 95 % confidence interval")
+    table(*tight(["", "seeds", *header], rows), title=SPREAD)
 
 
 def _cell(x: Interval | None, factor: float) -> str:
-    if x is None:
-        return ""
-    digits = 1 if factor == 100 else 3
-    half = "" if x.high is None else f"±{factor * (x.high - x.mean):.{digits}f}"
-    return f"{factor * x.mean:.{digits}f}{half}"
+    return "" if x is None else spread(x.values, factor, 1 if factor == 100 else 3)

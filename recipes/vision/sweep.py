@@ -1,7 +1,8 @@
 """Sweep settings over seeds: python -m recipes.vision.sweep PRESET --root FOLDER --grid bins=4,6,8 lambda_manip=0,0.2.
 
-A grid is every combination of the values of any setting; --panel names the grids behind Fig. 3 of the paper. An axis
-of one value is a setting of all runs; several values of what a preset does not read are one, a single one is refused.
+A grid is every combination of the values of any setting, those of the views included (size=48,96, scale=0.08:1,0.2:1);
+--panel names the grids behind Fig. 3 of the paper. An axis of one value is a setting of all runs; several values of
+what a preset does not read are one, a single one is refused. --seeds names the seeds: --seeds 0 1 2.
 Finished runs are kept and interrupted ones taken up, so the same command goes
 on after an interruption; --part 1/2 and --part 2/2 share the runs between two processes, and the command without
 --part then gathers them. A run that diverges is recorded as failed, with its reason, and the others go on; the exit
@@ -21,11 +22,14 @@ from pathlib import Path
 import tyro
 
 from recipes import records
+from recipes.results import table
+from recipes.results.seeds import check_seeds
 from recipes.run import Outcome, check_schedule
 from recipes.run_folder import check_writable
 from recipes.terminal import command, say
-from recipes.vision import compare, grids, inputs, plots
+from recipes.vision import axes, compare, grids, inputs, plots
 from recipes.vision.measure import Protocol
+from recipes.vision.own_images import settled
 from recipes.vision.presets import Config, preset
 from recipes.vision.regression import read_regression
 from recipes.vision.run import build_learner, to_plain
@@ -41,13 +45,14 @@ class Arguments:
     preset: tyro.conf.Positional[str]
     grid: tuple[str, ...] = ()  # axes such as bins=4,6,8; the preset alone by default
     panel: grids.Panel | None = None  # the paper's: arms of Fig. 3A, or an axis of Fig. 3B
-    seeds: int = 3  # each setting runs with seeds 0 ... N - 1
+    seeds: tuple[int, ...] = (0, 1, 2)  # each setting runs with each of these
     root: Path | None = None  # where the data lie
     epochs: int | None = None  # the preset's own by default; the warm-up ends before they do
     limit: int | None = None  # training images; the preset's own by default
     part: str | None = None  # "1/3": the first third of the runs; other processes take the others
     runs: Path = Path("runs/sweep")  # the run folders
-    out: Path | None = None  # the file of all runs' records; the means go beside it, into NAME.aggregate.json
+    out: Path | None = None  # all runs' records, with the means beside in NAME.aggregate.json; NAME.md: the tables
+    markdown: bool = False  # print the tables as Markdown
     plot: Path | None = None  # a PNG
     protocol: Protocol = "linear"  # of the accuracy in the plot
 
@@ -66,24 +71,28 @@ def shortened(config: Config, *, root: Path | None, epochs: int | None, limit: i
 
 def plan(arguments: Arguments) -> tuple[grids.Grid, list[Run]]:
     """The grid, and its runs, all settings of a seed before the next seed. ValueError for what cannot be run."""
-    axes = grids.parse_grid(arguments.grid)
-    fixed = {field: values[0] for field, values in axes.items() if len(values) == 1}
-    varying = {field: values for field, values in axes.items() if len(values) > 1}
+    asked = axes.parse_grid(arguments.grid)
+    fixed = {field: values[0] for field, values in asked.items() if len(values) == 1}
+    varying = {field: values for field, values in asked.items() if len(values) > 1}
     base = shortened(preset(arguments.preset), root=arguments.root, epochs=arguments.epochs, limit=arguments.limit)
-    base = dataclasses.replace(base, **fixed)  # type: ignore[arg-type]
-    if arguments.seeds < 1:
-        raise ValueError(f"--seeds is {arguments.seeds}; need at least 1")
+    base = axes.override(base, fixed)
+    check_seeds(arguments.seeds)
     if arguments.panel and varying:
         raise ValueError(f"--panel {arguments.panel} is a grid itself; give --grid axes of one value, or no --panel")
     grid = grids.panel(arguments.panel, base) if arguments.panel else grids.product(base, varying)
-    cells = [dataclasses.replace(base, **cell.overrides) for cell in grid.cells]  # type: ignore[arg-type]
+    cells = [axes.override(base, cell.overrides) for cell in grid.cells]
     grids.check_fixed(fixed, arguments.preset, cells)
     runs = []
-    for seed in range(arguments.seeds):
+    said: dict[str, None] = {}  # each line once, in their order
+    for seed in arguments.seeds:
         for cell in grid.cells:
-            config = dataclasses.replace(base, **cell.overrides, seed=seed)  # type: ignore[arg-type]
-            word = grids.name({**fixed, **cell.overrides, "seed": seed})
+            config = dataclasses.replace(axes.override(base, cell.overrides), seed=seed)
+            config, notes = settled(config, typed=tuple(asked))
+            said |= dict.fromkeys(notes)
+            word = axes.name({**fixed, **cell.overrides, "seed": seed})
             runs.append(Run(cell.label, config, arguments.runs / arguments.preset / word))
+    for line in said:
+        say(line)
     return grid, runs
 
 
@@ -193,8 +202,15 @@ def work(run: Run) -> list[records.Record]:
 def report(arguments: Arguments, grid: grids.Grid, runs: Sequence[Run]) -> list[Summary]:
     """Print the table, and write records, means and plot, of the runs that are done."""
     summaries, found = summarise(grid, runs)
-    show(summaries)
-    if arguments.out:
+    if arguments.markdown:
+        print(table.markdown(found))
+    else:
+        show(summaries)
+    compare.show_differences(found, markdown=arguments.markdown)
+    if arguments.out and arguments.out.suffix == ".md":
+        compare.write_tables(found, arguments.out)
+        say(f"written to {arguments.out}")
+    elif arguments.out:
         records.write(found, arguments.out)
         beside = arguments.out.with_suffix(".aggregate.json")
         beside.write_text(json.dumps(aggregate(grid, summaries), indent=1) + "\n")

@@ -33,7 +33,7 @@ def need_metrics() -> None:
     """ValueError, before hours are spent, where the libraries that measure are missing."""
     missing = [name for name in ("torchmetrics", "pycocotools") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'{" and ".join(missing)} missing; pip install "stec[transfer]"')
+        raise ValueError(f'{" and ".join(missing)} missing; pip install -e ".[transfer]" in the clone of stec')
 
 
 def parts(root: Path | None, splits: Sequence[str]) -> list[Part]:

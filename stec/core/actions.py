@@ -34,7 +34,8 @@ class ViewPair(NamedTuple):
     action cannot be inferred, such as for a solarised view. `label` serves probes; no self-supervised objective reads
     it. Pairs with equal numbers in `object` show the same object, and so are no negatives of each other; None: every
     pair shows another one. `group` marks what pairs of different objects may share, such as a speaker. `more` are
-    further views of the same objects, for models that compare many.
+    further views of the same objects, for models that compare many. `ViewPair.of` fills in what a modality without
+    labels, or whose actions can all be inferred, has nothing to say of.
     """
 
     x: Any  # (b, c, h, w) images in [0, 1] | (b, n) waveforms in [-1, 1]
@@ -45,6 +46,28 @@ class ViewPair(NamedTuple):
     object: Int[Tensor, " b"] | None = None
     group: Int[Tensor, " b"] | None = None
     more: MoreViews | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: Any,
+        x_prime: Any,
+        action: Float[Tensor, "b d"],
+        *,
+        valid: Bool[Tensor, " b"] | None = None,
+        label: Int[Tensor, "b *frames"] | None = None,
+    ) -> "ViewPair":
+        """A pair whose actions are all valid and whose objects are unlabelled (-1), unless told otherwise.
+
+        >>> pair = ViewPair.of(torch.zeros(2, 8), torch.zeros(2, 8), torch.zeros(2, 1))
+        >>> pair.valid, pair.label
+        (tensor([True, True]), tensor([-1, -1]))
+        """
+        if valid is None:
+            valid = action.new_ones(len(action), dtype=torch.bool)
+        if label is None:
+            label = action.new_full((len(action),), -1, dtype=torch.long)
+        return cls(x, x_prime, action, valid, label)
 
 
 @runtime_checkable

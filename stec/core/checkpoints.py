@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from stec.core.files import whole
@@ -138,6 +138,8 @@ def load_weights(module: nn.Module, weights: dict[str, Tensor], *, source: str |
 def export_weights(
     weights: Mapping[str, Tensor], path: str | Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights by name as safetensors, values unchanged; `metadata` goes into the header of the file."""
+    """Write weights by name as safetensors, whole or not at all; `metadata` goes into the header of the file."""
     tensors = {name: value.contiguous() for name, value in weights.items()}
-    save_file(tensors, str(path), metadata={"format": "pt", **(metadata or {})})
+    content = save(tensors, metadata={"format": "pt", **(metadata or {})})
+    with whole(Path(path)) as file:
+        file.write(content)

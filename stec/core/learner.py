@@ -18,7 +18,7 @@ from stec.core.diagnostics import ROWS, CollapsedFeatures, CollapseWatch, Diagno
 from stec.core.micro import MicroBatches, Statistics
 from stec.core.networks import MomentumEncoder
 from stec.core.objective import Features, STECObjective, encode
-from stec.core.optim import Schedule, parameter_groups, warmup_cosine
+from stec.core.optim import Schedule, by_kind, parameter_groups, warmup_cosine
 from stec.core.probe import OnlineProbe
 
 Views = Callable[[Any, torch.Generator], ViewPair]
@@ -33,9 +33,12 @@ class Learner(lightning.LightningModule):
     """Trains an encoder by an objective on pairs of views, with an online probe on detached features.
 
     `views(batch, generator)` makes a ViewPair of whatever the loader yields, on the device; its randomness is a
-    function of (seed, step, process). `optimizer` makes an optimiser of parameter groups that already carry
-    `weight_decay`; `adapt` is the rule that sorts parameters into them (`stec.core.optim.by_kind`). The learning rate
-    follows `schedule` step by step. `target_momentum` is the momentum encoder's, for objectives that want one.
+    function of (seed, step, process). `optimizer` makes an optimiser of parameter groups (dictionaries, as torch takes
+    them) that already carry `weight_decay`, and theirs is used, whatever the optimiser's own: it has no default, since
+    0 would switch off AdamW's decay and LARS's adaptation unseen. `adapt` is the rule that sorts parameters into those
+    with decay and those without (`stec.core.optim.by_kind`). The learning rate follows `schedule` step by step over
+    `total_steps`, the steps of the whole training. `target_momentum` is the momentum encoder's, for objectives that
+    want one. docs/your-modality.md has a whole training.
 
     Terms are read back, checked to be finite, averaged over processes and logged under the objective's names every
     `check_every` steps, because reading waits for the device; between two reads nothing does. Each read also logs
@@ -56,12 +59,12 @@ class Learner(lightning.LightningModule):
         *,
         views: Views,
         optimizer: OptimizerFactory,
-        adapt: Callable[[str, nn.Parameter], bool],
+        adapt: Callable[[str, nn.Parameter], bool] = by_kind,
         weight_decay: float,
-        warmup_steps: int,
+        warmup_steps: int = 0,
         total_steps: int,
         schedule: Schedule = warmup_cosine,
-        seed: int,
+        seed: int = 0,
         probe: OnlineProbe | None = None,
         probe_lr: float = 0.04,
         target_momentum: float | None = None,

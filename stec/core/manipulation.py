@@ -1,6 +1,7 @@
 """Manipulation-related inverse models q(a_manip | a_id = 0, x, x'): which action turned one view into the other?"""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,12 @@ class BinnedActions(InverseModel):
 
     `head` (psi) maps the concatenated features (b, 2f) to (b, d * K), component after component. The loss is the mean
     over valid pairs and over components; the paper's sum over d components is d times that. `components` name the
-    columns of the action in `diagnostics`; by default they are numbered.
+    columns of the action in `diagnostics`; by default they are numbered. ValueError for a head of another width, here
+    where the head and the bins tell theirs, else at the first call.
+
+    >>> BinnedActions(nn.Linear(8, 10), Bins.uniform([-2.0, 0.0], [2.0, 1.0], 6))
+    Traceback (most recent call last):
+    ValueError: the head gives 10 values; need 2 components x 6 bins = 12
     """
 
     def __init__(self, head: nn.Module, bins: Bins, *, components: Sequence[str] | None = None) -> None:
@@ -27,6 +33,8 @@ class BinnedActions(InverseModel):
             raise ValueError(
                 f"components are {', '.join(components)}; the bins are for {bins.edges.shape[0]} components: name each"
             )
+        d = bins.edges.shape[0]
+        _check_bins(_width(head, "out_features"), bins.bins, d if d > 1 else None)  # one row of edges serves any d
         self.head = head
         self.bins = bins
         self.components = None if components is None else tuple(components)
@@ -34,11 +42,14 @@ class BinnedActions(InverseModel):
 
     def logits(self, online: Features) -> Float[Tensor, "b d k"]:
         """The model's beliefs psi, one row of K for each component."""
-        flat: Tensor = self.head(torch.cat((online.x, online.x_prime), dim=1))
+        flat: Tensor = self.head(_side_by_side(online, self.head))
+        d = self.bins.edges.shape[0]
+        _check_bins(flat.shape[1], self.bins.bins, d if d > 1 else None)
         return flat.unflatten(1, (-1, self.bins.bins))
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
         logits, bins = self.logits(online), self.bins(pair.action)
+        _check_bins(logits.shape[1] * logits.shape[2], self.bins.bins, bins.shape[1])
         self._latest = logits.detach(), bins, pair.valid
         return distributed.part_of_mean(binned_nll(logits, bins, pair.valid), pair.valid.sum())
 
@@ -62,7 +73,8 @@ class RegressedActions(InverseModel):
 
     `head` maps (b, 2f) to (b, d); `std` (d,) is the fixed standard deviation of each component in the action's units.
     The loss is the mean over valid pairs and components of ((a - mu) / std)^2 / 2, the negative log-likelihood in nats
-    up to its constant.
+    up to its constant. ValueError for a head of another width, here where the head tells its own, else at the first
+    call.
     """
 
     std: Tensor
@@ -71,11 +83,15 @@ class RegressedActions(InverseModel):
         super().__init__()
         if not bool((std > 0).all()):
             raise ValueError(f"std is {std.tolist()}; need positive values, or leave constant components out")
+        _check_means(_width(head, "out_features"), len(std))
         self.head = head
         self.register_buffer("std", std)
 
     def forward(self, online: Features, target: Features | None, pair: ViewPair) -> Float[Tensor, ""]:
-        mean = self.head(torch.cat((online.x, online.x_prime), dim=1))
+        if pair.action.shape[1] != len(self.std):
+            raise ValueError(f"std is for {len(self.std)} components, the actions have {pair.action.shape[1]}")
+        mean = self.head(_side_by_side(online, self.head))
+        _check_means(mean.shape[1], len(self.std))
         loss = gaussian_nll(mean, pair.action, self.std, pair.valid)
         return distributed.part_of_mean(loss, pair.valid.sum())
 
@@ -119,3 +135,47 @@ class EveryPair(InverseModel):
         )
         froms, tos = (torch.cat([views[k] for k in side]) for side in zip(*pairs))
         return self.model(Features(froms, tos), None, stacked)
+
+
+def _width(head: nn.Module, side: Literal["in_features", "out_features"]) -> int | None:
+    """How many values a head takes or gives, where its first or last layer tells."""
+    while isinstance(head, nn.Sequential) and len(head):
+        head = head[0 if side == "in_features" else -1]
+    return getattr(head, side) if isinstance(head, nn.Linear) else None
+
+
+def _check_bins(width: int | None, k: int, d: int | None) -> None:
+    """ValueError where a head of this width does not give K values for each of d components; None: not known yet."""
+    if width is None:
+        return
+    if d is not None and width != d * k:
+        raise ValueError(f"the head gives {width} values; need {_counted(d)} x {k} bins = {d * k}")
+    if width % k:
+        raise ValueError(f"the head gives {width} values; need components x {k} bins, a multiple of {k}")
+
+
+def _check_means(width: int | None, d: int) -> None:
+    if width is not None and width != d:
+        raise ValueError(f"the head gives {width} values; need {d}, one for each value of std")
+
+
+def _side_by_side(online: Features, head: nn.Module) -> Float[Tensor, "b two_f"]:
+    """The features of both views in one row. ValueError where they are no rows, or the head takes rows of other width.
+
+    A head of our own layers is asked before it is called: torch says "mat1 and mat2 shapes cannot be multiplied".
+    """
+    for name, view in (("x", online.x), ("x'", online.x_prime)):
+        if not isinstance(view, Tensor) or view.ndim != 2:
+            found = tuple(view.shape) if isinstance(view, Tensor) else type(view).__name__
+            raise ValueError(
+                f"the encoder gives {found} for {name}; a model of actions reads one vector a view, (b, f): pool it, "
+                "or choose a part of it"
+            )
+    f, takes = online.x.shape[1], _width(head, "in_features")
+    if takes not in (None, 2 * f):
+        raise ValueError(f"the head takes {takes} values; the features are {f} wide, need 2 x {f} = {2 * f}: x and x'")
+    return torch.cat((online.x, online.x_prime), dim=1)
+
+
+def _counted(d: int) -> str:
+    return "1 component" if d == 1 else f"{d} components"

@@ -18,6 +18,7 @@ from stec.vision.folder import ImageFiles
 
 Progress = Callable[[int, int], None]  # files done, of how many
 Broken = tuple[Path, str]  # and the reason
+SEVERAL_SIZES = "the images are of several sizes"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,8 +44,9 @@ def load(
 
     With `size` every image's shorter side is resized to it (bilinear, antialiased) and the centre is cut out. `threads`
     defaults to the cores, at most 16; `progress` is called with the files done and their number. Files to be streamed
-    are decoded once to find torn ones, at low resolution where that is cheaper. Raises ValueError naming the first few
-    broken files unless `skip_broken`; where none is left, always.
+    are decoded once to find torn ones, at low resolution where that is cheaper; `stec.vision.held` can hold them in
+    their own shapes. Raises ValueError naming the first few broken files unless `skip_broken`; where none is left,
+    always.
     """
     height, width = (size, size) if size else _first_size(files)
     needed = len(files) * 3 * height * width
@@ -79,7 +81,7 @@ def load(
 
     broken = pool.run(decode_chunk)
     if other_size.is_set():
-        return _to_stream(files, pool, skip_broken, f"not all images are {height}x{width}; pass size= to load them")
+        return _to_stream(files, pool, skip_broken, SEVERAL_SIZES)
     if broken:
         good = _good(files, broken, skip_broken)
         files, images = files.select(good), images[good]

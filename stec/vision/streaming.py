@@ -1,6 +1,7 @@
-"""Images too large for memory: workers decode each and cut its two views on uint8, with the draw that labels them.
+"""Images too large for memory, or of several sizes: workers cut two views of each on uint8, with the draw that labels
+them.
 
-An image is a file, or lies in a shard (`stec.vision.shards`).
+An image is a file, or lies in a shard (`stec.vision.shards`), and is decoded; or it is held (`stec.vision.held`).
 Every item's randomness is a function of (seed, epoch, index), so the number of workers changes nothing.
 """
 
@@ -18,8 +19,11 @@ from stec.core.batches import EpochBatches
 from stec.vision.affine import CropFlip
 from stec.vision.decoding import centre, decode, decode_rgb
 from stec.vision.folder import ImageFiles
+from stec.vision.held import HeldImages
 from stec.vision.shards import ShardedImages
 from stec.vision.views import CroppedPair
+
+Source = ImageFiles | ShardedImages | HeldImages
 
 
 class CroppedItem(NamedTuple):
@@ -41,7 +45,7 @@ class CroppedPairs(Dataset[CroppedItem]):
 
     def __init__(
         self,
-        files: ImageFiles | ShardedImages,
+        files: Source,
         size: int,
         *,
         scale: tuple[float, float],
@@ -61,7 +65,7 @@ class CroppedPairs(Dataset[CroppedItem]):
     def __getitem__(self, key: tuple[int, int]) -> CroppedItem:
         index, seed = key
         files = self.files
-        image = files.decode(index) if isinstance(files, ShardedImages) else decode(files.path(index))
+        image = decode(files.path(index)) if isinstance(files, ImageFiles) else files.decode(index)
         generator = torch.Generator().manual_seed(seed)
         first, second = (self._draw(image, generator) for _ in range(2))
         return CroppedItem(
@@ -95,7 +99,7 @@ class EvalImages(Dataset[tuple[Tensor, int]]):
     The shorter side is resized to 256/224 of `size`, then the centre is cut out (He et al. 2016).
     """
 
-    def __init__(self, files: ImageFiles | ShardedImages, size: int) -> None:
+    def __init__(self, files: Source, size: int) -> None:
         self.files = files
         self.size = size
 
@@ -105,7 +109,7 @@ class EvalImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 s s"], int]:
         files = self.files
-        whole = files.decode_rgb(index) if isinstance(files, ShardedImages) else decode_rgb(files.path(index))
+        whole = decode_rgb(files.path(index)) if isinstance(files, ImageFiles) else files.decode_rgb(index)
         image = centre(whole, resize=round(self.size * 256 / 224), crop=self.size)
         return functional.pil_to_tensor(image), int(self.files.labels[index])
 

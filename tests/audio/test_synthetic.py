@@ -21,7 +21,7 @@ from stec.audio.sentences import SENTENCES, draw_sentence
 from stec.audio.synthetic import RATE, Speaker, Utterance, cpc_labels, draw_speaker, synthesise, utterance
 from stec.audio.synthetic_corpus import Summary, write_corpus
 
-pytest.importorskip("espeakng_loader", reason='no espeak-ng: pip install "stec[synthesis]"')
+pytest.importorskip("espeakng_loader", reason='no espeak-ng: pip install -e ".[synthesis]"')
 
 VOWELS = ["AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"]
 STOPS = ["P", "T", "K", "B", "D", "G"]

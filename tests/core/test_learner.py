@@ -191,6 +191,31 @@ def test_the_momentum_encoder_follows_after_each_step(tmp_path: Path) -> None:
     assert moves == pytest.approx(expected)
 
 
+def test_what_is_left_out_is_no_warm_up_seed_0_and_decay_by_kind(tmp_path: Path) -> None:
+    """The same losses and weights, bit for bit, as where all of it is said."""
+    said: dict[str, Any] = {"adapt": by_kind, "warmup_steps": 0, "seed": 0}
+    trained = []
+    for settings in ({}, said, {**said, "seed": 1}):
+        torch.manual_seed(0)
+        objective = STECObjective({"identity": SimCLR(mlp(6, [8], 4), temperature=0.5)}, {"identity": 1.0})
+        learner = Recording(
+            mlp(8, [16], 6),
+            objective,
+            views=shifted,
+            optimizer=lambda groups: torch.optim.AdamW(groups, lr=0.02),
+            weight_decay=0.3,
+            total_steps=STEPS,
+            **settings,
+        )
+        fit(learner, a_trainer(tmp_path))
+        trained.append(learner)
+    short, whole, other = trained
+    assert short.seen == whole.seen
+    assert other.seen != whole.seen
+    for name, value in whole.state_dict().items():
+        assert torch.equal(short.state_dict()[name], value), name
+
+
 def test_the_probe_sends_no_gradient_into_the_encoder() -> None:
     learner = a_learner()
     features = learner.encoder(torch.randn(8, 8))

@@ -230,3 +230,83 @@ def test_a_sequence_model_fits() -> None:
     terms["loss"].backward()
     assert terms["time_sensitive"].isfinite()
     assert encoder.context.weight_ih_l0.grad is not None
+
+
+def heads_of_wrong_width() -> list[tuple[Callable[[], object], str]]:
+    """Found at construction, since the head and the bins tell their widths."""
+    two, any_number = Bins.uniform([-2.0, 0.0], [2.0, 1.0], 6), Bins.uniform(-2.0, 2.0, 6)
+    return [
+        (lambda: BinnedActions(nn.Linear(8, 10), two), "the head gives 10 values; need 2 components x 6 bins = 12"),
+        (lambda: BinnedActions(mlp(8, [5], 6), two), "the head gives 6 values; need 2 components x 6 bins = 12"),
+        (
+            lambda: BinnedActions(mlp(8, [5], 10), any_number),
+            "gives 10 values; need components x 6 bins, a multiple of 6",
+        ),
+        (lambda: RegressedActions(mlp(8, [5], 3), std=torch.ones(2)), "the head gives 3 values; need 2, one for each"),
+    ]
+
+
+@pytest.mark.parametrize(("build", "message"), heads_of_wrong_width())
+def test_a_head_of_wrong_width_is_named_when_it_is_built(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+class Wide(nn.Module):
+    """A head that does not tell its width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.new_zeros(len(h), self.width)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            BinnedActions(Wide(10), Bins.uniform([-2.0, 0.0], [2.0, 1.0], 6)),
+            "gives 10 values; need 2 components x 6 bins = 12",
+        ),
+        (BinnedActions(Wide(18), Bins.uniform(-2.0, 2.0, 6)), "gives 18 values; need 2 components x 6 bins = 12"),
+        (BinnedActions(Wide(10), Bins.uniform(-2.0, 2.0, 6)), "need components x 6 bins, a multiple of 6"),
+        (
+            BinnedActions(mlp(12, [], 12), Bins.uniform(-2.0, 2.0, 6)),
+            "head takes 12 values; the features are 5 wide, need 2 x 5 = 10",
+        ),
+        (RegressedActions(Wide(3), std=torch.ones(2)), "gives 3 values; need 2"),
+        (
+            RegressedActions(mlp(5, [4], 2), std=torch.ones(2)),
+            "head takes 5 values; the features are 5 wide, need 2 x 5 = 10",
+        ),
+        (RegressedActions(Wide(3), std=torch.ones(3)), "std is for 3 components, the actions have 2"),
+    ],
+)
+def test_a_head_of_wrong_width_is_named_at_the_first_call(model: InverseModel, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(Features(torch.zeros(6, 5), torch.zeros(6, 5)), None, a_pair(d=2))
+
+
+def test_features_that_are_no_vectors_are_named() -> None:
+    model = BinnedActions(mlp(10, [], 12), Bins.uniform(-2.0, 2.0, 6))
+    with pytest.raises(ValueError, match=r"gives \(6, 5, 3\) for x; .* one vector a view"):
+        model(Features(torch.zeros(6, 5, 3), torch.zeros(6, 5, 3)), None, a_pair(d=2))
+    with pytest.raises(ValueError, match=r"gives NoneType for x'"):
+        model(Features(torch.zeros(6, 5), None), None, a_pair(d=2))
+
+
+def test_a_pair_of_what_is_known_is_valid_and_unlabelled() -> None:
+    x, x_prime, action = torch.rand(3, 8), torch.rand(3, 8), torch.rand(3, 2, dtype=torch.float64)
+    pair = ViewPair.of(x, x_prime, action)
+    assert pair.x is x
+    assert pair.x_prime is x_prime
+    assert pair.action is action
+    assert pair.valid.tolist() == [True] * 3
+    assert pair.label.tolist() == [-1] * 3
+    assert pair[5:] == (None, None, None)
+    valid, label = torch.tensor([True, False, True]), torch.tensor([4, 5, 6])
+    told = ViewPair.of(x, x_prime, action, valid=valid, label=label)
+    assert told.valid is valid
+    assert told.label is label

@@ -16,7 +16,7 @@ from recipes.audio import run as audio_run
 from recipes.audio.presets import preset as audio_preset
 from recipes.results import table
 from recipes.vision import run as vision_run
-from recipes.vision.grids import parse_grid
+from recipes.vision.axes import parse_grid
 from recipes.vision.presets import preset as vision_preset
 from stec.audio.corpus import Corpus
 from stec.vision.data import stl10_fold
@@ -118,7 +118,7 @@ def read_record(data: bytes, folder: Path) -> None:
             if line.startswith("|"):
                 cells = line.replace("\\|", "").count("|")
                 assert width.setdefault("columns", cells) == cells
-            elif line.startswith("**"):
+            elif line.startswith("## "):
                 width.clear()
         assert table.END not in text
         records.write(found, folder / "again.json")
@@ -153,7 +153,14 @@ def read_index(data: bytes, folder: Path) -> None:
 
 def grid(random: Random) -> bytes:
     """The axes of a sweep."""
-    words = ("bins=4,6", "lambda_manip=0,0.2", "action=exact,official", "momentum=none,0.99", "lr=1e-3")
+    words = (
+        "bins=4,6",
+        "lambda_manip=0,0.2",
+        "action=exact,official",
+        "momentum=none,0.99",
+        "lr=1e-3",
+        "scale=0.2:1,0.3:1",
+    )
     return mutated("\n".join(random.sample(words, random.randrange(1, 4))).encode(), random, TEXT)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 from torch import Tensor
@@ -253,6 +254,36 @@ def test_accuracies_with_and_without_intervals_differ(tmp_path: Path) -> None:
             drawn.append(pixels(tmp_path / "a.png"))
         assert (drawn[0] != drawn[1])[60:].any()  # below the title
     assert _per_cent(results[0]) == pytest.approx((40, 5, 7))
+
+
+def test_baselines_stand_beside_the_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MFCC and the untrained encoder as bars of their own, the commonest phone as a line at its height."""
+    figures: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (figures.append(figure), save(figure, path)))
+    beside = {
+        "majority": [Result("phone accuracy", 0.15, "majority", {"class": 0})],
+        "MFCC": [result("mfcc", "linear", "+0", 0.5)],
+        "untrained": [result("context", "linear", "+0", 0.3), result("latents", "linear", "+0", 0.2)],
+    }
+    own = [result("context", "linear", "+0", 0.7), result("latents", "linear", "+0", 0.6)]
+    draw_accuracies(own, path=tmp_path / "a.png", beside=beside)
+    (axes,) = figures[0].axes
+    names = [label.get_text().replace("\n", " ") for label in axes.get_xticklabels()]
+    heights = [round(float(bar.get_height()), 6) for bar in axes.patches]
+    assert dict(zip(names, heights)) == {
+        "trained, context": 70,
+        "trained, latents": 60,
+        "MFCC": 50,
+        "untrained, context": 30,
+        "untrained, latents": 20,
+    }
+    (line,) = axes.lines
+    assert list(line.get_ydata()) == [15, 15]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert "majority: 15.0" in [text.get_text() for text in legend.get_texts()]
+    assert (tmp_path / "a.png").stat().st_size < 150_000
 
 
 def test_what_cannot_be_drawn_is_named(tmp_path: Path) -> None:

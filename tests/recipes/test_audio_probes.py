@@ -531,9 +531,17 @@ def test_presets_are_compared_over_seeds_and_nothing_is_done_twice(
     assert held.results[0].details["windows"] == 4 * 4  # passes, and groups of 2 of the 5
 
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()}
-    call(compare.main, words, monkeypatch)
+    call(compare.main, words.replace("all.json", "all.md") + " --markdown", monkeypatch)
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file()} == before
-    assert [line for line in capsys.readouterr().out.splitlines() if line in lines] == lines
+    marked = capsys.readouterr().out
+    assert [line for line in marked.splitlines() if line in lines] == lines
+    assert "mean ± standard deviation over seeds" in said
+    assert "| method" not in said
+    assert "| method | seeds (mean ± SD) |" in marked
+    written = (tmp_path / "all.md").read_text()
+    assert "| method | seeds (mean ± SD) |" in written
+    assert all(f"- {line}" in written for line in lines)
+    assert "Oord et al." not in said + marked + written  # a few utterances are not the published task
 
     assert records.read(tmp_path / "all.json") == found
 
@@ -569,6 +577,52 @@ def test_phones_and_speakers_are_read_in_one_pass_and_drawn(checkpoint: Path, sp
     assert [(r.protocol, r.details["layer"]) for r in frame] == [("frame", "context"), ("frame", "latents")]
     assert all(1 / len(PITCHES) < r.value <= 1 for r in frame)
     assert len(list((tmp_path / "p").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("theirs", [False, True])
+def test_published_numbers_end_the_probes_of_the_published_task_alone(
+    theirs: bool,
+    checkpoint: Path,
+    speech: Speech,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By the records of the real commands; those of the published task are theirs with its numbers put in."""
+    made = {phones: phones.evaluate, speakers: speakers.evaluate}
+    numbers = {"phones": 41, "train": 22_800, "test": 5_700, "speakers": 251, "utterances": 28_539}
+    for module in (phones, speakers):
+
+        def evaluate(arguments: Any, module: Any = module) -> list[records.Record]:
+            found = made[module](arguments)
+            if not theirs:
+                return found
+            return [
+                dataclasses.replace(
+                    r, results=[dataclasses.replace(x, details={**x.details, **numbers}) for x in r.results]
+                )
+                for r in found
+            ]
+
+        monkeypatch.setattr(module, "evaluate", evaluate)
+    words = f"--checkpoint {checkpoint} --corpus {speech.cache} --out {tmp_path / 'results.json'}"
+    task = f" --labels {speech.labels} --train-split {speech.train} --test-split {speech.test}"
+    for module, line in ((phones, words + task), (speakers, words)):
+        call(module.main, line, monkeypatch)
+        assert ("Oord et al." in capsys.readouterr().out) == theirs, module.__name__
+
+
+def test_the_picture_of_accuracies_is_given_the_baselines(
+    checkpoint: Path, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(phones.pictures, "draw_all", lambda *some, **more: given.update(more))
+    arguments = phones.Arguments(
+        checkpoint, speech.cache, speech.labels, speech.train, speech.test, pictures=tmp_path, baselines=True
+    )
+    found = phones.evaluate(dataclasses.replace(arguments, out=tmp_path / "results.json"))
+    assert given["beside"] == {r.method: r.results for r in found if r.method in ("majority", "MFCC", "untrained")}
+    assert len(given["beside"]) == 3
 
 
 def test_rows_of_the_table_keep_apart_what_differs() -> None:
@@ -652,7 +706,7 @@ def test_the_quickstart_ends_and_writes_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if importlib.util.find_spec("espeakng_loader") is None:
-        pytest.skip("espeakng_loader is not installed: pip install 'stec[synthesis]'")
+        pytest.skip('espeakng_loader is not installed: pip install -e ".[synthesis]"')
     for name in ("small-cpc", "small-pooled"):
         small = dataclasses.replace(presets.PRESETS[name], channels=16, context_dim=16, batch_size=8, warmup_epochs=0)
         monkeypatch.setitem(presets.PRESETS, name, small)

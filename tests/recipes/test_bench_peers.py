@@ -37,7 +37,7 @@ LIBRARIES = {"lightly": "lightly", "kornia": "kornia", "pytorch-metric-learning"
 def need(arm: str) -> None:
     """Skips where an arm's library is not installed."""
     if arm in LIBRARIES and importlib.util.find_spec(LIBRARIES[arm]) is None:
-        pytest.skip(f"{LIBRARIES[arm]} is not installed: pip install 'stec[peers]'")
+        pytest.skip(f'{LIBRARIES[arm]} is not installed: pip install -e ".[peers]"')
 
 
 class Machine:
@@ -352,7 +352,7 @@ def test_a_missing_extra_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(peers_parts.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(peers, "counters", lambda: None)
     monkeypatch.setattr(peers, "in_turn", None)  # nothing is begun
-    with pytest.raises(ValueError, match=r"lightly, kornia, pytorch_metric_learning; pip install 'stec\[peers\]'"):
+    with pytest.raises(ValueError, match=r'lightly, kornia, pytorch_metric_learning; pip install -e "\.\[peers\]"'):
         main(["--out", str(tmp_path / "speed.json")])
     assert not (tmp_path / "speed.json").exists()
     check_installed([arm for part in parts_of(Arguments(arms=("torchvision", "torch"))) for arm in part.arms])

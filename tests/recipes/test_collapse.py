@@ -12,7 +12,8 @@ from torch import nn
 
 from recipes import records
 from recipes.results import table
-from recipes.vision import collapse, plots, run, watch
+from recipes.vision import collapse, run, watch
+from recipes.vision.curves_picture import Curve, draw_curves
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import pretrain
 
@@ -236,11 +237,11 @@ def test_the_command_from_end_to_end(images: Path, tmp_path: Path, capsys: pytes
 
 def test_the_picture_has_a_line_for_each_arm(tmp_path: Path) -> None:
     made = [
-        plots.Curve(arm, manipulation, [0, 1], {"rank": [[1.0, 2.0], [3.0, 6.0]], "accuracy (%)": [[10.0, 20.0]] * 2})
+        Curve(arm, manipulation, [0, 1], {"rank": [[1.0, 2.0], [3.0, 6.0]], "accuracy (%)": [[10.0, 20.0]] * 2})
         for arm in ("BYOL", "BYOL without momentum")
         for manipulation in (True, False)
     ]
-    figure = plots.draw_curves(made, tmp_path / "x.png", title="x")
+    figure = draw_curves(made, tmp_path / "x.png", title="x")
     rank, accuracy = figure.axes
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "BYOL",

@@ -407,7 +407,7 @@ def test_test_data_without_an_object_that_counts_are_refused(root: Path, tmp_pat
 def test_missing_libraries_are_told(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pycocotools" else find(name))
-    with pytest.raises(ValueError, match=r'pycocotools missing; pip install "stec\[transfer\]"'):
+    with pytest.raises(ValueError, match=r'pycocotools missing; pip install -e "\.\[transfer\]" in the clone'):
         detect.detect(arguments(root, tmp_path))
 
 

@@ -198,8 +198,22 @@ def test_without_umap_the_extra_is_named_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(ValueError, match=r"pip install 'stec\[analysis\]'"):
+    with pytest.raises(ValueError, match=r'pip install -e "\.\[analysis\]" in the clone'):
         embed.embed(embed.Arguments((tmp_path / "nowhere.ckpt",)), tmp_path)
+
+
+def test_a_folder_called_umap_is_not_taken_for_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without umap-learn Python imports the folder, as a package without content."""
+    (tmp_path / "umap").mkdir()
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["x", "--checkpoint", "nowhere.ckpt", "--out", str(tmp_path / "new")])
+    try:
+        with pytest.raises(ValueError, match=rf'finds {tmp_path}/umap in its place: pip install -e "\.\[analysis\]"'):
+            embed.main()
+    finally:
+        sys.modules.pop("umap", None)
+    assert not (tmp_path / "new").exists()
 
 
 def test_images_of_many_sizes_are_cut_to_that_of_the_views(checkpoints: tuple[Path, ...], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,11 @@ def results(method: str = "S-TEC exact") -> list[records.Record]:
 
 def code(card: str) -> list[str]:
     """The lines of the card's first block of Python."""
-    block = re.search(r"```python\n(.*?)```", card, re.DOTALL)
-    assert block is not None
-    return [line for line in block[1].splitlines() if line]
+    return [line for line in blocks(card)[0].splitlines() if line]
+
+
+def blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
 
 
 @pytest.mark.parametrize("stem", ["cifar", "stl", "imagenet"])
@@ -87,6 +90,41 @@ def test_the_cards_lines_load_it_with_torchvision_alone(
         assert torch.equal(value.double(), encoder.state_dict()[name].double())
 
 
+@pytest.mark.parametrize(("stem", "width"), [("stl", 8), ("cifar", 64), ("imagenet", 4)])
+def test_the_cards_lines_load_it_with_stec(
+    stem: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of any width and stem, and the command shows the same lines."""
+    path = write_run(tmp_path / "run", config_of(stem, width=width))
+    monkeypatch.setattr("sys.argv", ["x", "--checkpoint", str(path), "--out", str(tmp_path / "out")])
+    export.main()
+    block = blocks((tmp_path / "out" / "README.md").read_text())[-2]
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    start = shown.index("import safetensors.torch")
+    assert shown[start:][: len(block.splitlines())] == block.splitlines()
+    monkeypatch.chdir(tmp_path / "out")
+    scope: dict[str, Any] = {"images": torch.rand(2, 3, 40, 40)}
+    exec(block, scope)
+    assert scope["features"].shape == (2, 8 * width)
+    x = scope["images"].double()
+    with torch.no_grad():
+        expected = load_learner(path)[0].encoder.double().eval()(x)
+        torch.testing.assert_close(scope["encoder"].double()(x), expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(scope["features"].double(), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_both_files_of_weights_are_readable_as_the_umask_says(umask: int, tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run", config_of("cifar", width=4))
+    before = os.umask(umask)
+    try:
+        export.export(Arguments(path, tmp_path / "out"))
+    finally:
+        os.umask(before)
+    for name in ("encoder.safetensors", "encoder.pt"):
+        assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
+
+
 def test_the_card_and_the_settings(tmp_path: Path) -> None:
     path = write_run(tmp_path / "run", config_of("cifar", width=8))
     records.write(results(), tmp_path / "run" / "results.json")
@@ -100,8 +138,8 @@ def test_the_card_and_the_settings(tmp_path: Path) -> None:
     assert "| raw pixels | accuracy" in card
     assert "The weights: CC-BY-4.0. The data: CIFAR-10 (Krizhevsky 2009), published without a licence" in card
     assert "Of width 8, which torchvision does not build" in card
-    assert code(card)[0] == "import torch"
-    assert "torch.hub.load(" in code(card)[1]
+    assert len(blocks(card)) == 2
+    assert "torch.hub.load(" in blocks(card)[1]
     assert "in [0, 1], not normalised" in card
     facts = json.loads((tmp_path / "out" / "config.json").read_text())
     assert {k: facts[k] for k in ("arch", "stem", "width", "feature_dim", "licence", "preset", "imported")} == {

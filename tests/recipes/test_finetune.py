@@ -2,9 +2,13 @@
 
 import copy
 import dataclasses
+import errno
 import math
+import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes import records
+from recipes.stopping import Stopped, going_on_by, kept
 from recipes.vision import finetune
 from recipes.vision.config import Config
 from recipes.vision.finetune import Arguments, Runs
@@ -355,13 +360,40 @@ def test_the_command_shows_means_over_seeds_and_writes_all(
         assert f"{(one + two) / 2:.1f} ± {abs(one - two) / 2**0.5:.1f}" in shown
 
 
-def test_an_interruption_says_how_to_go_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*args: object, **kwargs: object) -> None:
-        raise KeyboardInterrupt("go on with --resume FOLDER")
+@pytest.mark.parametrize("ends", ["SIGTERM", "SIGINT", "disk"])
+def test_what_ends_a_run_says_how_the_command_goes_on(
+    ends: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so it does: finetune has no --resume, and the one of pretrain knows no such run."""
+    arguments = few(checkpoint, from_scratch=False)
+    with monkeypatch.context() as patch:
+        from recipes.progress import EpochProgress
 
-    monkeypatch.setattr(finetune, "fit", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        finetune.finetune(few(checkpoint), tmp_path)
+        def end(self: object, trainer: Any, *rest: object) -> None:
+            if trainer.global_step == 5:
+                if ends == "disk":
+                    raise OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+                os.kill(os.getpid(), signal.Signals[ends])
+
+        patch.setattr(EpochProgress, "on_train_batch_end", end)
+        with pytest.raises((Stopped, KeyboardInterrupt, RuntimeError)) as raised:
+            finetune.finetune(arguments, tmp_path / "out")
+    told = capsys.readouterr().out + str(raised.value)
+    expected = {
+        "SIGTERM": "SIGTERM: step 5 is saved; the same command goes on",
+        "SIGINT": "interrupted; the same command goes on",
+        "disk": "step=3.ckpt is kept; once the cause is mended, the same command goes on",
+    }
+    assert expected[ends] in told
+    assert "--resume" not in told
+    (record,) = finetune.finetune(arguments, tmp_path / "out")
+    assert record.results[0].protocol == "finetune 20%"
+
+
+def test_only_within_it_a_run_goes_on_by_other_words(tmp_path: Path) -> None:
+    with going_on_by("the same command goes on"):
+        assert kept(tmp_path).endswith("is mended, the same command goes on")
+    assert kept(tmp_path).endswith(f"is mended, go on with --resume {tmp_path}")
 
 
 def test_epochs_follow_the_share_and_the_number_of_steps(checkpoint: Path) -> None:
@@ -422,7 +454,7 @@ def test_many_classes_are_counted_among_the_first_five_too(checkpoint: Path) -> 
         ({"share": (0.2, 0.01)}, r"0.01 of 60 labels is 1, but there are 3 classes; take at least 3 / 60"),
         ({"batch_size": 1}, "batch_size is 1; BatchNorm needs at least 2"),
         ({"epochs": 0}, "epochs is 0; need at least 1"),
-        ({"root": Path("nowhere")}, "nowhere has no labels to probe with"),
+        ({"root": Path("nowhere")}, "nowhere does not exist; give --root"),
         ({"data": "cifar10"}, "give --root FOLDER"),
         ({"data": "tiny-imagenet", "root": Path("nowhere")}, r"wnids\.txt does not exist"),
         ({"checkpoint": Path("nowhere.ckpt")}, r"no checkpoint at nowhere\.ckpt"),

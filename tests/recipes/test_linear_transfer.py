@@ -178,7 +178,7 @@ def test_sets_are_fetched_only_where_that_is_asked_for(
         ({"root": Path("nowhere")}, r"wnids\.txt does not exist"),
         ({"size": 0}, "size is 0"),
         ({"checkpoint": Path("nowhere.ckpt")}, r"no checkpoint at nowhere\.ckpt"),
-        ({"to": "folder", "root": Path("nowhere")}, "has no labels to probe with"),
+        ({"to": "folder", "root": Path("nowhere")}, "nowhere does not exist; give --root"),
     ],
 )
 def test_mistakes(changes: dict[str, object], words: str, checkpoint: Path, root: Path) -> None:

@@ -1,10 +1,13 @@
 """How well actions are read off held-out views: beside a loop over pairs, with colour and solarised views."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from recipes.vision import measure, networks
@@ -14,6 +17,7 @@ from stec.core.learner import Learner
 from stec.core.manipulation import BinnedActions
 from stec.core.objective import STECObjective
 from stec.vision.data import ImageSet
+from stec.vision.folder import ImageFiles, image_folder
 from stec.vision.views import SIMCLR_CIFAR, Augmentation
 
 IMAGES = ImageSet(torch.randint(256, (50, 3, 16, 16), dtype=torch.uint8), torch.zeros(50).long(), ("a",))
@@ -73,6 +77,62 @@ def test_actions_are_read_off_valid_pairs_with_their_colours(action: str, monkey
         assert found.details[name]["accuracy"] == pytest.approx(hits[name] / pairs, abs=1e-4)
     actions = torch.cat([pair.action for pair in seen])
     assert bool((actions.std(dim=0) > 0).all())  # without jitter, colours would not differ
+
+
+def streamed(folder: Path, sizes: list[tuple[int, int]]) -> ImageFiles:
+    for i, (height, width) in enumerate(sizes):
+        pixels = np.random.default_rng(i).integers(256, size=(height, width, 3), dtype=np.uint8)
+        pixels[:, : width // 2] //= 2  # the mean colour tells the crop
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return image_folder(folder, labelled=False)
+
+
+def test_actions_are_read_off_streamed_images_of_several_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = streamed(tmp_path, [(20 + i, 50 - i) for i in range(25)])
+    learner, config, model = reader("exact", dataclasses.replace(SIMCLR_CIFAR, size=16, p_solarise=0.3))
+    config = dataclasses.replace(config, workers=0)
+    seen: list[ViewPair] = []
+
+    class Recorded(measure.TwoViews):
+        def __call__(self, *given: Any) -> ViewPair:
+            seen.append(super().__call__(*given))
+            return seen[-1]
+
+    monkeypatch.setattr(measure, "TwoViews", Recorded)
+    found, minus_chance = measure.read_actions(learner, config, files, batch=10)
+    assert [len(pair.x) for pair in seen] == [10, 10, 5] * 2
+    nats, hits = [], 0
+    for pair in seen:
+        for x, x_prime, action in zip(pair.x, pair.x_prime, pair.action):
+            h = torch.cat((x.mean(dim=(1, 2)), x_prime.mean(dim=(1, 2))))
+            beliefs = model.head(h).detach().double().view(4, 4).softmax(dim=1)
+            for component, value in enumerate(action.tolist()):
+                k = min(max(int((value + 1) * 2), 0), 3)
+                nats.append(-float(beliefs[component, k].log()))
+                hits += component == 0 and int(beliefs[0].argmax()) == k
+    assert found.details["pairs"] == 50
+    assert found.value == pytest.approx(sum(nats) / len(nats), abs=1e-4)
+    assert found.details["scale_x"]["accuracy"] == pytest.approx(hits / 50, abs=1e-4)
+    assert minus_chance.value == pytest.approx(found.value - minus_chance.details["chance"], abs=2e-4)
+    both = torch.cat([torch.cat((pair.x, pair.x_prime)) for pair in seen])
+    assert len(both.flatten(1).unique(dim=0)) == 100  # every view of either pass is another one
+    again, _ = measure.read_actions(learner, dataclasses.replace(config, workers=2), files, batch=10)
+    assert again == found
+
+
+def test_chance_on_streamed_images_is_that_of_their_shapes(tmp_path: Path) -> None:
+    """Bins of even shares for squares: on long images crops sit otherwise, and a blind predictor knows more."""
+    config = dataclasses.replace(preset("quickstart"), augmentation=dataclasses.replace(SIMCLR_CIFAR, size=16))
+    bins = networks.action_bins(config, (16, 16))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, long = streamed(tmp_path / "a", [(48, 48)] * 20), streamed(tmp_path / "b", [(30, 120)] * 20)
+    for files, size in ((one, (48, 48)), (long, (30, 120))):
+        expected = networks.chance(config, bins, size)
+        torch.testing.assert_close(measure.chance_of(config, bins, files).nll, expected.nll, atol=0.01, rtol=0)
+    assert (
+        float((measure.chance_of(config, bins, long).nll - measure.chance_of(config, bins, one).nll).abs().max()) > 0.05
+    )
 
 
 def test_no_valid_pair_is_an_error() -> None:

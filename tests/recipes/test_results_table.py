@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from recipes.records import Record, Result, merge, read
-from recipes.results.published import paper_value
-from recipes.results.table import markdown, outcomes
+from recipes.results.differences import paired
+from recipes.results.published import paper_value, published_speech
+from recipes.results.short import short
+from recipes.results.table import BEGIN, END, HERE, SHORT, filled, main, markdown, outcomes, speech
 from recipes.vision import presets
 from recipes.vision.config import method as config_method
 
+ROOT = Path(__file__).parents[2]
 RECORD = Record("SimCLR", "tiny-simclr", "folder", 0, None, "command", "commit", "hardware", "date", [])
 
 
@@ -33,7 +36,105 @@ RECORD = Record("SimCLR", "tiny-simclr", "folder", 0, None, "command", "commit",
 )
 def test_the_papers_value_stands_beside_its_row(preset: str, method: str, value: str) -> None:
     assert config_method(presets.preset(preset)) == method
-    assert paper_value(dataclasses.replace(RECORD, preset=preset, method=method)) == value
+    first = preset.split("-")[0]
+    data = {"tiny": "cifar10", "small": "cifar10", "table2": "stl10"}.get(first, first)
+    record = dataclasses.replace(RECORD, preset=preset, method=method)
+    assert paper_value(dataclasses.replace(record, data=data)) == value
+    for other in ("folder", "rendered", "tiny-imagenet"):
+        assert paper_value(dataclasses.replace(record, data=other)) == ""
+
+
+def test_without_a_value_of_the_paper_there_is_no_column_for_it() -> None:
+    own = dataclasses.replace(RECORD, results=[Result("accuracy", 0.5, "linear")])
+    assert "paper" not in markdown([own])
+    theirs = dataclasses.replace(own, data="cifar10", method="SimCLR")
+    assert "| paper, linear % |" in markdown([theirs])
+    assert "| 91.5 ± 0.1 |" in markdown([theirs])
+
+
+@pytest.mark.parametrize(
+    ("metric", "details", "is_theirs"),
+    [
+        ("phone accuracy", {"phones": 41, "train": 22_800, "test": 5_700}, True),
+        ("phone accuracy", {"phones": 41, "train": 237, "test": 59}, False),
+        ("phone accuracy", {"phones": 40, "train": 22_800, "test": 5_700}, False),
+        ("phone accuracy", {"train": 22_800, "test": 5_700}, False),  # of records that do not say
+        ("speaker accuracy", {"speakers": 251, "utterances": 28_539}, True),
+        ("speaker accuracy", {"speakers": 3, "utterances": 28_539}, False),
+        ("speaker accuracy", {"speakers": 251, "utterances": 132_553}, False),  # another set
+    ],
+)
+def test_published_speech_stands_beside_its_task_alone(
+    metric: str, details: dict[str, object], is_theirs: bool
+) -> None:
+    found = [dataclasses.replace(RECORD, results=[Result(metric, 0.5, "linear", {"layer": "context", **details})])]
+    assert ("65.1" in published_speech(found)) == is_theirs
+    assert ("Oord et al." in speech(found)) == is_theirs
+
+
+def of_seeds(method: str, values: dict[int, float]) -> list[Record]:
+    return [
+        dataclasses.replace(RECORD, method=method, preset=method, seed=seed, results=[Result("accuracy", v, "linear")])
+        for seed, v in values.items()
+    ]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """By hand: 10 and 14 points on the common seeds 0 and 1, mean 12, t(0.975, 1) * 2 = 25.4 to each side."""
+    found = [
+        *of_seeds("SimCLR", {0: 0.5, 1: 0.2, 2: 0.9}),
+        *of_seeds("raw pixels", {0: 0.1, 1: 0.1}),
+        *of_seeds("S-TEC", {1: 0.34, 0: 0.6}),
+        *of_seeds("BYOL", {2: 0.8}),
+        *of_seeds("MoCo", {7: 0.8}),
+    ]
+    title, header, rows = paired(found)
+    assert "less that of SimCLR" in title
+    assert "95 % interval" in title
+    assert header == ["method", "common seeds", "linear"]
+    assert rows == [["S-TEC", "2", "+12.0 [-13.4,+37.4]"], ["BYOL", "1", "-10.0"], ["MoCo", "0", ""]]
+    near = [*of_seeds("A", {0: 0.5}), *of_seeds("B", {0: 0.4998})]
+    assert paired(near)[2] == [["B", "1", "+0.0"]]  # and no -0.0
+    assert paired(found[:5])[2] == []  # nothing to compare with
+
+
+def test_the_documents_hold_the_tables_of_the_records() -> None:
+    """`make docs` was run since the records changed; and the README shows a few rows alone."""
+    for name in ("README.md", "docs/results.md"):
+        text = (ROOT / name).read_text()
+        assert filled(text, HERE) == text, f"{name} is out of date: make docs"
+    readme = (ROOT / "README.md").read_text()
+    assert 10 <= sum(line.startswith("| ") for line in readme.split(SHORT[0])[1].split(SHORT[1])[0].splitlines()) <= 16
+    assert len(readme.splitlines()) < 300
+
+
+def test_the_best_of_the_family_is_chosen_by_its_linear_mean() -> None:
+    spoken = dataclasses.replace(RECORD, results=[Result("phone accuracy", 0.5, "linear", {"layer": "context"})])
+    image = [*of_seeds("SimCLR", {0: 0.99}), *of_seeds("A", {0: 0.9, 1: 0.1}), *of_seeds("B", {0: 0.6, 1: 0.6})]
+    text = short({"cifar10-jpeg-tiny": image, "speech-synthetic-small": [spoken]})
+    assert "| B, the best of the family | 2 | 60.0 ± 0.0 |" in text
+    assert "| A" not in text
+    with pytest.raises(ValueError, match=r"no speech-synthetic-small\.json among the records; give --results"):
+        short({"cifar10-jpeg-tiny": image})
+
+
+def test_the_command_writes_each_file_as_its_marks_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full, few, none = (tmp_path / f"{name}.md" for name in ("full", "few", "none"))
+    full.write_text(f"a\n{BEGIN}\nof before\n{END}\nb\n")
+    few.write_text(f"a\n{SHORT[0]}\nof before\n{SHORT[1]}\nb\n")
+    none.write_text("a\n")
+    monkeypatch.setattr("sys.argv", ["table", "--write", str(full), str(few)])
+    main()
+    assert "## speed-peers-two-cores" in full.read_text()
+    assert "best of the family" in few.read_text()
+    assert "## " not in few.read_text()
+    for path in (full, few):
+        assert path.read_text().startswith("a\n<!--")
+        assert path.read_text().endswith("-->\nb\n")
+        assert "of before" not in path.read_text()
+    monkeypatch.setattr("sys.argv", ["table", "--write", str(none)])
+    with pytest.raises(ValueError, match="the file needs the lines"):
+        main()
 
 
 def test_what_an_encoder_does_elsewhere_has_a_table_of_its_own() -> None:
@@ -44,7 +145,7 @@ def test_what_an_encoder_does_elsewhere_has_a_table_of_its_own() -> None:
         dataclasses.replace(RECORD, data="tiny", stage="transfer", results=[Result("accuracy", 0.305, "logistic")]),
     ]
     assert outcomes(found).splitlines()[:4] == [
-        "| method | seeds | voc: AP50, fine-tuned % | voc: loss, training | tiny: logistic % |",
+        "| method | seeds (mean ± SD) | voc: AP50, fine-tuned % | voc: loss, training | tiny: logistic % |",
         "|---|---|---|---|---|",
         "| S-TEC exact | 2 | 60.0 ± 14.1 | 0.25 |  |",
         "| SimCLR | 1 |  |  | 30.5 |",

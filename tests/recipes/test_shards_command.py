@@ -79,7 +79,7 @@ def test_without_webdataset_it_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     Image.new("RGB", (4, 4)).save(tmp_path / "images" / "a.png")
     for name in ("webdataset", "webdataset.writer"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
-    with pytest.raises(ValueError, match=r"with webdataset: pip install 'stec\[shards\]'"):
+    with pytest.raises(ValueError, match=r'with webdataset: pip install -e "\.\[shards\]"'):
         command.main([str(tmp_path / "images"), "--out", str(tmp_path / "shards")])
 
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from recipes import records
 from recipes.results import table
-from recipes.vision import compare, grids, networks, plots, regression, summary, sweep
+from recipes.results.intervals import Interval, interval
+from recipes.vision import axes, compare, grids, networks, plots, regression, summary, sweep
 from recipes.vision.presets import Config, Identity, preset
 from recipes.vision.run import read_config
 from stec.core.learner import Learner, NonFiniteLoss
@@ -56,7 +57,7 @@ def words(images: Path) -> Words:
 
 def command(images: Path, folder: Path, *grid: str, more: tuple[str, ...] = ()) -> list[str]:
     """The command line of a sweep of one seed and one epoch."""
-    ends = ["--root", str(images), "--seeds", "1", "--epochs", "1", "--limit", "64", "--runs", str(folder / "runs")]
+    ends = ["--root", str(images), "--seeds", "0", "--epochs", "1", "--limit", "64", "--runs", str(folder / "runs")]
     return [
         "quickstart",
         "--grid",
@@ -76,19 +77,49 @@ def written(folder: Path) -> dict[str, int]:
 
 
 def test_words_become_values_of_the_fields_types() -> None:
-    axes = grids.parse_grid(["bins=4,6", "lambda_manip=0,2e-1", "momentum=none,0.99", "compiled=true,False", "lr=4"])
-    assert axes == {
+    parsed = axes.parse_grid(["bins=4,6", "lambda_manip=0,2e-1", "momentum=none,0.99", "compiled=true,False", "lr=4"])
+    assert parsed == {
         "bins": [4, 6],
         "lambda_manip": [0.0, 0.2],
         "momentum": [None, 0.99],
         "compiled": [True, False],
         "lr": [4.0],
     }
-    assert [type(value) for value in axes["lr"] + axes["bins"]] == [float, int, int]
-    assert grids.parse_grid(["identity=simclr,byol", "limit=none,50"]) == {
+    assert [type(value) for value in parsed["lr"] + parsed["bins"]] == [float, int, int]
+    assert axes.parse_grid(["identity=simclr,byol", "limit=none,50"]) == {
         "identity": ["simclr", "byol"],
         "limit": [None, 50],
     }
+
+
+def test_views_are_settings_of_a_grid_by_the_names_of_pretrains_flags(tmp_path: Path) -> None:
+    parsed = axes.parse_grid(["size=48,none", "scale=0.08:1,0.2:1", "p_blur=0.5", "small_scale=0.1:0.2"])
+    assert parsed == {
+        "size": [48, None],
+        "scale": [(0.08, 1.0), (0.2, 1.0)],
+        "p_blur": [0.5],
+        "small_scale": [(0.1, 0.2)],
+    }
+    assert axes.parse_grid(["manipulation_hidden=64,32:16"]) == {"manipulation_hidden": [64, (32, 16)]}
+    arguments = sweep.Arguments("tiny-stec", grid=("size=24,48", "scale=0.08:1,0.2:1"), seeds=(4,), runs=tmp_path)
+    grid, runs = sweep.plan(arguments)
+    assert grid.axes == ("size", "scale")
+    found = {run.label: (run.config.augmentation.size, run.config.augmentation.scale) for run in runs}
+    assert found == {
+        "size=24, scale=0.08:1": (24, (0.08, 1.0)),
+        "size=24, scale=0.2:1": (24, (0.2, 1.0)),
+        "size=48, scale=0.08:1": (48, (0.08, 1.0)),
+        "size=48, scale=0.2:1": (48, (0.2, 1.0)),
+    }
+    assert {run.config.seed for run in runs} == {4}
+    base = preset("tiny-stec").augmentation
+    assert runs[0].config.augmentation == dataclasses.replace(base, size=24, scale=(0.08, 1.0))  # the rest stays
+    blurred = ["p_blur=0,0.5", "sigma=0.1:1,0.1:2"]
+    assert [cell.label for cell in grids.product(preset("tiny-stec"), axes.parse_grid(blurred)).cells] == [
+        "p_blur=0",
+        "p_blur=0.5, sigma=0.1:1",
+        "p_blur=0.5, sigma=0.1:2",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -102,9 +133,12 @@ def test_words_become_values_of_the_fields_types() -> None:
         ("lr=nan", r"lr takes float, not 'nan'"),
         ("momentum=slow", r"momentum takes float or none, not 'slow'"),
         ("compiled=yes", r"compiled cannot be 'yes'; the nearest are true, false"),
-        ("augmentation=x", r"augmentation has no single value"),
-        ("small_scale=0.1", r"small_scale has no single value"),
-        ("seed=1", r"seed is no axis of a grid: --seeds N"),
+        ("augmentation=x", r"no setting 'augmentation'"),
+        ("small_scale=0.1", r"small_scale takes two numbers with a colon between them, such as 0.2:1, not '0.1'"),
+        ("scale=0.1:0.2:1", r"scale takes two numbers"),
+        ("scale=0.1:nan", r"scale takes two numbers"),
+        ("siz=48", r"no setting 'siz'; the nearest are size"),
+        ("seed=1", r"seed is no axis of a grid: --seeds names them"),
         ("root=a", r"root is no axis"),
         ("bins", r"'bins' is no axis; write a setting and its values"),
         ("bins=", r"is no axis"),
@@ -114,9 +148,9 @@ def test_words_become_values_of_the_fields_types() -> None:
 )
 def test_mistakes_in_a_grid(word: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        grids.parse_grid([word])
+        axes.parse_grid([word])
     with pytest.raises(ValueError, match="bins is named twice"):
-        grids.parse_grid(["bins=4", "bins=6"])
+        axes.parse_grid(["bins=4", "bins=6"])
 
 
 def configs(base: Config, grid: grids.Grid) -> list[Config]:
@@ -124,13 +158,13 @@ def configs(base: Config, grid: grids.Grid) -> list[Config]:
 
 
 def test_without_l_manip_there_are_no_bins_to_vary() -> None:
-    grid = grids.product(preset("small-stec"), grids.parse_grid(["bins=4,6", "lambda_manip=0,0.2"]))
+    grid = grids.product(preset("small-stec"), axes.parse_grid(["bins=4,6", "lambda_manip=0,0.2"]))
     assert [cell.label for cell in grid.cells] == [
         "lambda_manip=0",
         "bins=4, lambda_manip=0.2",
         "bins=6, lambda_manip=0.2",
     ]
-    grid = grids.product(preset("small-stec"), grids.parse_grid(["manipulation=binned,regressed", "bins=4,6"]))
+    grid = grids.product(preset("small-stec"), axes.parse_grid(["manipulation=binned,regressed", "bins=4,6"]))
     assert [cell.label for cell in grid.cells] == [
         "manipulation=binned, bins=4",
         "manipulation=binned, bins=6",
@@ -139,12 +173,12 @@ def test_without_l_manip_there_are_no_bins_to_vary() -> None:
 
 
 def labels(name: str, *words: str) -> list[str]:
-    return [cell.label for cell in grids.product(preset(name), grids.parse_grid(words)).cells]
+    return [cell.label for cell in grids.product(preset(name), axes.parse_grid(words)).cells]
 
 
 def test_what_an_identity_model_does_not_read_is_no_axis() -> None:
     assert labels("tiny-stec", "momentum=0.5,0.9") == ["S-TEC exact"]
-    assert grids.product(preset("tiny-stec"), grids.parse_grid(["momentum=0.5,0.9"])).axes == ()
+    assert grids.product(preset("tiny-stec"), axes.parse_grid(["momentum=0.5,0.9"])).axes == ()
     assert labels("tiny-stec", "identity=simclr,byol", "momentum=0.5,0.9", "temperature=0.1,0.2") == [
         "identity=simclr, temperature=0.1",
         "identity=simclr, temperature=0.2",
@@ -196,7 +230,7 @@ def test_idle_settings_change_nothing(model: Identity) -> None:
 def test_one_value_of_what_is_not_read_is_refused(name: str, word: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=says):
         sweep.plan(sweep.Arguments(name, grid=(word,), runs=tmp_path))
-    _, runs = sweep.plan(sweep.Arguments("tiny-simclr", grid=("bins=4", "lambda_manip=0,1"), seeds=1, runs=tmp_path))
+    _, runs = sweep.plan(sweep.Arguments("tiny-simclr", grid=("bins=4", "lambda_manip=0,1"), seeds=(0,), runs=tmp_path))
     assert [run.config.bins for run in runs] == [4, 4]  # one of them reads it
 
 
@@ -266,17 +300,17 @@ def test_the_panels_of_figure_3() -> None:
 
 
 def test_the_interval_by_hand() -> None:
-    found = summary.interval([0.5, 0.6, 0.7, 0.9])
+    found = interval([0.5, 0.6, 0.7, 0.9])
     # mean 2.7 / 4; squares .030625 + .005625 + .000625 + .050625 = .0875; t(0.975, 3) = 3.182446
     half = 3.182446305 * math.sqrt(0.0875 / 3 / 4)
     assert found.mean == pytest.approx(0.675)
     assert (found.low, found.high) == pytest.approx((0.675 - half, 0.675 + half))
     assert found.values == [0.5, 0.6, 0.7, 0.9]
-    two = summary.interval([1.0, 3.0])
+    two = interval([1.0, 3.0])
     assert two.high == pytest.approx(2 + 12.706204736)  # t(0.975, 1) sqrt(2 / 2)
-    assert summary.interval([0.25]) == summary.Interval(0.25, None, None, [0.25])
+    assert interval([0.25]) == Interval(0.25, None, None, [0.25])
     with pytest.raises(ValueError, match="at least one"):
-        summary.interval([])
+        interval([])
 
 
 @given(n=st.integers(0, 40), parts=st.integers(1, 7))
@@ -374,7 +408,6 @@ def test_numbers_of_other_commands_are_not_the_sweeps(swept: Path, words: Words,
 
 def test_parts_with_other_settings_are_not_mixed(swept: Path, words: Words) -> None:
     line = [word if word != "1" else "2" for word in words(swept, "bins=4,6,8")]
-    line[line.index("--seeds") + 1] = "1"
     with pytest.raises(ValueError, match=r"bins=4: .*other settings \(epochs 1 there, 2 here"):
         sweep.main([*line, "--part", "3/3"])  # whose own run is none of those that are done
 
@@ -480,8 +513,8 @@ def test_mistakes_are_found_before_the_first_run(
 def test_a_panel_takes_no_second_grid(words: Words, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--panel 3A is a grid itself"):
         sweep.main(words(tmp_path, "bins=4,6", more=("--panel", "3A")))
-    with pytest.raises(ValueError, match="--seeds is 0"):
-        sweep.main([word if word != "1" else "0" for word in words(tmp_path, "bins=4")])
+    with pytest.raises(ValueError, match="--seeds is 1 1; name each once"):
+        sweep.main([*words(tmp_path, "bins=4"), "--seeds", "1", "1"])
 
 
 # --- the regression of actions ---------------------------------------------------------------------------------------
@@ -542,11 +575,11 @@ def invented(grid: grids.Grid, value: Callable[[int], float] = float) -> list[su
     """Summaries of three seeds, with accuracies value(i) / 100 -+ 0.01, and nats where there is L_manip."""
     made = []
     for i, cell in enumerate(grid.cells):
-        metrics = {"accuracy, linear": summary.interval([value(i) / 100 + e for e in (-0.01, 0.0, 0.01)])}
+        metrics = {"accuracy, linear": interval([value(i) / 100 + e for e in (-0.01, 0.0, 0.01)])}
         if cell.overrides.get("manipulation") == "regressed":
-            metrics[summary.R2] = summary.interval([0.3, 0.4, 0.5])
+            metrics[summary.R2] = interval([0.3, 0.4, 0.5])
         elif cell.overrides.get("lambda_manip") != 0:
-            metrics[summary.NATS] = summary.interval([-0.5, -0.4, -0.3])
+            metrics[summary.NATS] = interval([-0.5, -0.4, -0.3])
         made.append(summary.Summary(cell.label, cell.overrides, [0, 1, 2], {}, [], metrics))
     return made
 
@@ -555,11 +588,15 @@ def lines(panel: plots.Axes) -> dict[str, list[float]]:
     """What the legend's lines show: heights of the means."""
     handles, labels = panel.get_legend_handles_labels()
     data = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
-    return {label: [round(float(y), 6) for y in line.get_ydata()] for label, line in zip(labels, data)}
+    return {
+        label: [round(float(y), 6) for y in line.get_ydata()]
+        for label, line in zip(labels, data)
+        if label != plots.BAND
+    }
 
 
 def test_a_line_for_each_value_of_the_second_axis(tmp_path: Path) -> None:
-    grid = grids.product(preset("small-stec"), grids.parse_grid(["bins=4,6,8", "lambda_manip=0,0.2,2"]))
+    grid = grids.product(preset("small-stec"), axes.parse_grid(["bins=4,6,8", "lambda_manip=0,0.2,2"]))
     found = invented(grid)
     figure = plots.draw_sweep(found, tmp_path / "x.png", axes=grid.axes, accuracy="accuracy, linear", title="x")
     accuracy, nats = figure.axes
@@ -592,3 +629,82 @@ def test_arms_below_each_other(tmp_path: Path) -> None:
     assert accuracy.get_ylim()[0] > accuracy.get_ylim()[1]  # the first at the top
     means = sorted(float(line.get_xdata()[0]) for line in accuracy.lines if line.get_marker() == "o")
     assert means == pytest.approx(list(range(7)), abs=1e-6)
+
+
+def drawn(tmp_path: Path, axis: str, values: dict[str, list[list[float]]]) -> plots.Figure:
+    """A sweep of one axis, by the label of each cell: accuracies of its seeds, and nothing else."""
+    found = [
+        summary.Summary(label, axes_of(label), list(range(len(of))), {}, [], {"accuracy, linear": interval(of)})
+        for label, (of,) in values.items()
+    ]
+    return plots.draw_sweep(found, tmp_path / "x.png", axes=(axis,), accuracy="accuracy, linear", title="x")
+
+
+def axes_of(label: str) -> dict[str, axes.Value]:
+    field, _, word = label.partition("=")
+    return {field: axes.parse_value(field, word)}
+
+
+def dots(panel: plots.Axes) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for line in panel.lines if line.get_marker() == "." for x, y in zip(*line.get_data())]
+
+
+@pytest.mark.parametrize("labels", [("bins=4",), ("bins=4", "bins=6"), ("size=none", "size=48"), ("lr=0.001", "lr=1")])
+def test_seeds_stand_near_their_mean(labels: tuple[str, ...], tmp_path: Path) -> None:
+    """Also where one value alone is plotted: within a tenth of the panel's width, and in the panel."""
+    axis = labels[0].split("=")[0]
+    figure = drawn(tmp_path, axis, {label: [[0.4, 0.5, 0.6]] for label in labels})
+    (panel,) = figure.axes
+    low, high = panel.get_xlim()
+    ticks = [float(tick) for tick in panel.get_xticks()]
+    assert all(low < tick < high for tick in ticks)
+    assert len(dots(panel)) == 3 * len(labels)
+    for x, _ in dots(panel):
+        assert 0.005 < min(abs(x - tick) for tick in ticks) / (high - low) < 0.1
+
+
+def test_the_band_is_explained(tmp_path: Path) -> None:
+    figure = drawn(tmp_path, "lambda_manip", {"lambda_manip=0": [[0.4, 0.5, 0.6]], "lambda_manip=1": [[0.5, 0.5, 0.6]]})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["lambda_manip=0", plots.BAND, "mean"]
+
+
+def test_two_seeds_have_no_interval_and_accuracies_stay_within_0_and_100(tmp_path: Path) -> None:
+    def ends(figure: plots.Figure) -> list[float]:
+        (bars,) = (c for c in figure.axes[0].collections if hasattr(c, "get_segments"))
+        return [float(y) for segment in bars.get_segments() if len(segment) for y in segment[:, 1]]
+
+    two = drawn(tmp_path, "bins", {"bins=4": [[0.4, 0.6]], "bins=6": [[0.5, 0.6]]})
+    assert ends(two) == []
+    assert "interval" not in two.get_suptitle()
+    assert len(dots(two.axes[0])) == 4
+    three = drawn(tmp_path, "bins", {"bins=4": [[0.1, 0.6, 0.9]], "bins=6": [[0.5, 0.6, 0.7]]})
+    assert min(ends(three)) < 0  # what the axis must not show
+    assert max(ends(three)) > 100
+    low, high = three.axes[0].get_ylim()
+    assert (low, high) == (0, 100)
+    assert "95 % confidence interval" in three.get_suptitle()
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_its_statistic(swept: Path, words: Words, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(words(swept, "bins=4,6")) == 0
+    shown = capsys.readouterr().out
+    assert "mean ± standard deviation over seeds" in shown
+    assert "| bins=4" not in shown
+    assert sweep.main(words(swept, "bins=4,6", more=("--markdown", "--out", str(swept / "all.md")))) == 0
+    shown = capsys.readouterr().out
+    assert "| method | seeds (mean ± SD) |" in shown
+    assert "accuracy less that of bins=4, points" in shown
+    assert (swept / "all.md").read_text().strip() in shown
+    assert not (swept / "all.aggregate.md").exists()
+    found = [
+        summary.Summary("x", {}, [0, 1], {}, [], {"accuracy, linear": interval([0.5, 0.6])}),
+        summary.Summary("y", {}, [0], {}, [1], {"accuracy, linear": interval([0.5])}),
+    ]
+    summary.show(found)
+    shown = capsys.readouterr().out
+    assert "55.0±7.1" in shown  # sqrt(2) * 5
+    assert "1 to come" in shown

@@ -8,7 +8,7 @@ import pytest
 
 from recipes.audio.synthesise import main
 
-pytest.importorskip("espeakng_loader", reason='no espeak-ng: pip install "stec[synthesis]"')
+pytest.importorskip("espeakng_loader", reason='no espeak-ng: pip install -e ".[synthesis]"')
 
 
 def test_command_writes_and_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,6 +157,8 @@ def webdataset_part(module: str, name: str) -> Callable[..., Any]:
     try:
         library = __import__(f"webdataset.{module}", fromlist=[name])
     except ModuleNotFoundError as error:
-        raise ValueError("shards are written and fetched with webdataset: pip install 'stec[shards]'") from error
+        raise ValueError(
+            'shards are written and fetched with webdataset: pip install -e ".[shards]" in the clone of stec'
+        ) from error
     part: Callable[..., Any] = getattr(library, name)
     return part
