@@ -83,17 +83,24 @@ def plan(arguments: Arguments) -> tuple[grids.Grid, list[Run]]:
     cells = [axes.override(base, cell.overrides) for cell in grid.cells]
     grids.check_fixed(fixed, arguments.preset, cells)
     runs = []
-    said: dict[str, None] = {}  # each line once, in their order
     for seed in arguments.seeds:
         for cell in grid.cells:
             config = dataclasses.replace(axes.override(base, cell.overrides), seed=seed)
-            config, notes = settled(config, typed=tuple(asked))
-            said |= dict.fromkeys(notes)
             word = axes.name({**fixed, **cell.overrides, "seed": seed})
             runs.append(Run(cell.label, config, arguments.runs / arguments.preset / word))
+    return grid, runs
+
+
+def fitted(runs: Sequence[Run], *, typed: Sequence[str]) -> list[Run]:
+    """The runs with settings as the images of their folder let them be, each change said once."""
+    found, said = [], dict[str, None]()
+    for run in runs:
+        config, notes = settled(run.config, typed=typed)
+        found.append(run._replace(config=config))
+        said |= dict.fromkeys(notes)
     for line in said:
         say(line)
-    return grid, runs
+    return found
 
 
 def share(runs: Sequence[Run], part: str | None) -> list[Run]:
@@ -234,6 +241,7 @@ def main(argv: list[str]) -> int:
         if path:
             check_writable(path.parent)
     grid, runs = plan(arguments)
+    runs = fitted(runs, typed=tuple(axes.parse_grid(arguments.grid)))
     mine = share(runs, arguments.part)
     check(runs)  # all: the report takes those of other parts together with these
     run_all(mine, work)

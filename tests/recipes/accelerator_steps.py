@@ -2,7 +2,7 @@
 
 A learner takes its steps on the CPU and then on the simulated device, from the same batches. Between two reads of the
 log nothing may wait. Prints a line of JSON for each case; `python accelerator_steps.py CASE ...` runs some of them and
-lets errors through.
+lets errors through, `1/2` and `2/2` run half of them each.
 """
 
 import dataclasses
@@ -174,8 +174,8 @@ def speech(made: Speech, *, resident: bool = True, **changes: object) -> Case:
 
 def all_cases(made: Speech) -> dict[str, Case]:
     cases = {name: images(name) for name in METHODS}
-    cases |= {f"copy {name}": images("tiny-stec", action=name) for name in COPIES if name != "exact"}
     cases |= {f"streamed {name}": images("tiny-stec", streamed, action=name) for name in COPIES}
+    cases |= {f"copy {name}": images("tiny-stec", action=name) for name in ("official", "augself-colour")}
     cases |= {f"optimizer {name}": images("tiny-stec", optimizer=name) for name in ("lars", "sgd")}
     cases["plain views"] = images("tiny-stec", augmentation=SIMCLR_CIFAR)
     cases["masked multi-crop"] = images("tiny-stec", views=masked)
@@ -257,11 +257,13 @@ def main(names: list[str]) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         cases = all_cases(make_speech(Path(folder)))
-        for name in names or cases:
+        part, of = (int(word) for word in names[0].split("/")) if names and "/" in names[0] else (1, 1)
+        named = bool(names) and of == 1
+        for name in names if named else list(cases)[part - 1 :: of]:
             try:
                 found = run(cases[name])
             except Exception as error:
-                if names:
+                if named:
                     raise
                 found = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps({"case": name, **found}), flush=True)

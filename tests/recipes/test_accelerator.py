@@ -4,25 +4,45 @@ The device is registered with torch for as long as a process lives, so a program
 """
 
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+PROGRAMS = {
+    "one half": ("accelerator_steps.py", "1/2"),
+    "other half": ("accelerator_steps.py", "2/2"),
+    "rules": ("accelerator_steps.py", "rules"),
+    "run": ("accelerator_run.py",),
+    "run that waits": ("accelerator_run.py", "waits"),
+}
+Done = dict[str, subprocess.CompletedProcess[str]]
 
 
 def start(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, Path(__file__).with_name(program), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
-def ask(*arguments: str) -> list[dict[str, Any]]:
-    done = start("accelerator_steps.py", *arguments)
+@pytest.fixture(scope="module")
+def done() -> Done:
+    """All programs, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(PROGRAMS, pool.map(lambda words: start(*words), PROGRAMS.values())))
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_the_simulation_knows_what_waits() -> None:
-    (said,) = ask("rules")
+def test_the_simulation_knows_what_waits(done: Done) -> None:
+    (said,) = lines(done["rules"])
     forbidden, waits = {"mixed", "tolist"}, {name for name, answer in said.items() if answer == "HostWaits"}
     assert {name for name, answer in said.items() if answer == "RuntimeError"} == forbidden
     assert waits == {
@@ -32,8 +52,8 @@ def test_the_simulation_knows_what_waits() -> None:
     assert all(answer == "DeviceTensor" for name, answer in said.items() if name not in waits | forbidden)
 
 
-def test_no_step_waits_and_each_trains_as_on_the_host() -> None:
-    cases = ask()
+def test_no_step_waits_and_each_trains_as_on_the_host(done: Done) -> None:
+    cases = lines(done["one half"]) + lines(done["other half"])
     assert len(cases) > 30
     assert not [case for case in cases if "error" in case]
     assert not [case for case in cases if not case["difference"] < 1e-3]
@@ -41,11 +61,10 @@ def test_no_step_waits_and_each_trains_as_on_the_host() -> None:
     assert {case["case"]: case["of views"] for case in cases}["tiny-stec"] < 260
 
 
-def test_a_whole_run_waits_only_where_it_reads_or_saves() -> None:
+def test_a_whole_run_waits_only_where_it_reads_or_saves(done: Done) -> None:
     """Under lightning's own loop, its loggers, and our callbacks."""
-    done = start("accelerator_run.py")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert float(done.stdout) < 1e-4
-    waiting = start("accelerator_run.py", "waits")
+    run, waiting = done["run"], done["run that waits"]
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert float(run.stdout) < 1e-4
     assert waiting.returncode != 0
     assert "HostWaits: _local_scalar_dense reads the device's values" in waiting.stderr

@@ -376,8 +376,11 @@ def test_what_ends_a_run_says_how_the_command_goes_on(
                 os.kill(os.getpid(), signal.Signals[ends])
 
         patch.setattr(EpochProgress, "on_train_batch_end", end)
+        # Where the tests run in the background of a shell, Ctrl+C is ignored, and Python leaves it so.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         with pytest.raises((Stopped, KeyboardInterrupt, RuntimeError)) as raised:
             finetune.finetune(arguments, tmp_path / "out")
+        signal.signal(signal.SIGINT, before)
     told = capsys.readouterr().out + str(raised.value)
     expected = {
         "SIGTERM": "SIGTERM: step 5 is saved; the same command goes on",

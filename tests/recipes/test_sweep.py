@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.metrics import r2_score
 from torch import nn
 
-from recipes import records
+from recipes import records, stopping
 from recipes.results import table
 from recipes.results.intervals import Interval, interval
 from recipes.vision import axes, compare, grids, networks, plots, regression, summary, sweep
@@ -414,7 +414,7 @@ def test_parts_with_other_settings_are_not_mixed(swept: Path, words: Words) -> N
 
 def test_an_interruption_says_how_to_go_on(words: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt("interrupted; go on with --resume FOLDER")
+        raise KeyboardInterrupt(f"interrupted; {stopping._go_on(tmp_path)}")
 
     monkeypatch.setattr(compare, "pretrain", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"^interrupted; the same command goes on$"):
