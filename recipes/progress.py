@@ -1,6 +1,7 @@
 """What a person sees of long work: bars on a terminal, a line an epoch elsewhere."""
 
 import math
+import multiprocessing
 import time
 from types import TracebackType
 from typing import Any, Self
@@ -51,7 +52,8 @@ class Forecast:
         each, others, threads = elapsed / (step - self._step), self._others.cores(), torch.get_num_threads()
         left = steps - step
         line = f"{each:.3g} s a step: {duration(each * left)} for the other {left:,} of {steps:,} steps"
-        if others < CROWDED or torch.cuda.is_available():
+        ours = multiprocessing.active_children()  # workers, whose time others would be blamed for
+        if others < CROWDED or ours or torch.cuda.is_available() or torch.distributed.is_initialized():
             return line
         line += f". Other programs take {others:.1f} of {cores()} cores"
         # Threads that share a step wait for the one whose core another program has.

@@ -15,7 +15,16 @@ from lightning.pytorch.strategies import DDPStrategy
 from recipes.metrics import Events, MetricsFile
 from recipes.progress import EpochProgress
 from recipes.ranks import TIMEOUT, JointStatistics, OrderedGradients, is_first, machines
-from recipes.run_folder import holds_checkpoints, last_checkpoint, only_run, plain, read_json, sweep, write_json
+from recipes.run_folder import (
+    check_output,
+    holds_checkpoints,
+    last_checkpoint,
+    only_run,
+    plain,
+    read_json,
+    sweep,
+    write_json,
+)
 from recipes.saving import MINUTES, Saver, WholeFiles
 from recipes.stopping import Signals, disk_failures, endings
 from stec.core.checkpoints import load_checkpoint
@@ -124,6 +133,8 @@ def fit(
         (keep_freed_memory if settings.get("micro_batch") is None else return_freed_memory)()
     start = time.monotonic()
     with disk_failures(folder), only_run(folder), Signals() as signals:
+        if not resume and is_first():
+            check_output(folder)  # again: another run may have ended in it while this one waited
         checkpoint, done = _take_up(settings, batches, folder) if resume and holds_checkpoints(folder) else (None, 0)
         if checkpoint_minutes is None:
             there = read_json(folder) if resume and (folder / "config.json").is_file() else {}

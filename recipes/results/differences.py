@@ -15,8 +15,8 @@ def paired(
     """Title, header and rows of a table: accuracy less that of the first method, in points, a row for each other one.
 
     Differences are taken between runs of the same seed, which share their data, views and start as far as methods
-    allow; then their mean and its 95 % interval by Student's t over seeds. One common seed gives a difference without
-    an interval, none an empty cell. Baselines have no row. No rows where there are not two methods.
+    allow; then their mean and its 95 % interval by Student's t over three seeds or more. Fewer common seeds give a
+    difference without an interval, none an empty cell. Baselines have no row. No rows where there are not two methods.
     """
     rows = [row for row in by_row(found, baselines) if row[0] not in baselines]
     if len(rows) < 2:
@@ -42,5 +42,6 @@ def _difference(reference: Sequence[records.Record], of: Sequence[records.Record
     if not values:
         return ""
     mean = interval(values)
-    around = "" if mean.low is None or mean.high is None else f" [{mean.low:+z.1f},{mean.high:+z.1f}]"
+    few = len(values) < 3  # of two the interval is as wide as chance has it
+    around = "" if few or mean.low is None or mean.high is None else f" [{mean.low:+z.1f},{mean.high:+z.1f}]"
     return f"{mean.mean:+z.1f}{around}"

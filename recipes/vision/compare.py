@@ -27,7 +27,7 @@ from recipes.stopping import going_on_by
 from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
-from recipes.vision.own_images import settled
+from recipes.vision.own_images import hold_out, settled
 from recipes.vision.presets import PRESETS, Config, preset
 from recipes.vision.run import pretrain, read_config, to_plain
 
@@ -44,6 +44,7 @@ class Arguments:
     presets: tyro.conf.Positional[tuple[str, ...]]
     config: tyro.conf.OmitArgPrefixes[Config]  # what is given here goes into every preset
     seeds: tuple[int, ...] = (0, 1, 2)  # each preset runs with each of these
+    holdout: float | None = None  # of class folders, leave this share of each class out of training, for probes
     runs: Path = Path("runs/compare")  # the run folders
     out: Path | None = None  # the file of all runs' records; NAME.md: the tables
     markdown: bool = False  # print the tables as Markdown
@@ -162,8 +163,13 @@ def main(argv: list[str]) -> None:
     said: dict[str, None] = {}  # each line once, in their order
     for place, config in configs.items():  # mistakes that would show only when a run begins
         check_schedule(config)
+        if arguments.holdout is not None:
+            config, line = hold_out(config, arguments.holdout, arguments.runs)
+            said[line] = None
         configs[place], notes = settled(config, typed=typed_names(argv))
         said |= dict.fromkeys(notes)
+    for config in {(c.data, c.root, c.limit): c for c in configs.values()}.values():
+        inputs.labelled_sources(config)  # which probes need: better asked before hours of training
     for line in said:
         say(line)
     found: list[records.Record] = []

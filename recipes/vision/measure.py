@@ -33,7 +33,7 @@ from stec.core.probe import (
 from stec.vision.colour import WithColour
 from stec.vision.data import ImageSet
 from stec.vision.folder import ImageFiles
-from stec.vision.held import header_size
+from stec.vision.held import HeldImages, header_size
 from stec.vision.simulation import actions_of_law
 from stec.vision.streaming import CroppedPairs, EvalImages, collate
 from stec.vision.views import CROP_FLIP, Augmentation, CroppedPair, TwoViews, two_views
@@ -190,16 +190,18 @@ def reading_pairs(
             yield TwoViews(law, copy)(there, generator)
 
 
-def chance_of(config: Config, bins: Bins, images: Images) -> Chance:
-    """What a predictor blind to the views reaches, from 100,000 simulated pairs; streamed images by their own sizes.
+def chance_of(config: Config, bins: Bins, images: Images | HeldImages) -> Chance:
+    """What a predictor blind to the views reaches, from 100,000 simulated pairs; of several sizes, by each image's own.
 
-    Of more than 1,000 streamed images, which may be of as many sizes, every n-th counts.
+    Of more than 1,000 such images every n-th counts.
     """
     if isinstance(images, ImageSet):
         h, w = images.images.shape[2:]
         return networks.chance(config, bins, (int(h), int(w)))
     some = range(0, len(images), math.ceil(len(images) / 1000))
-    if isinstance(images, ImageFiles):
+    if isinstance(images, HeldImages):
+        sizes = [(int(h), int(w)) for h, w in images.sizes[some.start : some.stop : some.step]]
+    elif isinstance(images, ImageFiles):
         sizes = [header_size(images.path(i)) or (1, 1) for i in some]
     else:
         sizes = [images.decode_rgb(i).size[::-1] for i in some]

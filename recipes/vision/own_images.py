@@ -1,16 +1,21 @@
 """What a preset's settings become for the images of a folder: a batch that fits, a size of views, a held-out share."""
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from recipes.ranks import is_first
 from recipes.vision import inputs, splits
 from recipes.vision.config import Config
 from recipes.vision.networks import many_views
 from recipes.vision.presets import PRESETS
 from stec.vision.held import several_sizes
+
+SPLIT_SEED = 0
+PATIENCE = 60  # seconds, for the first process to list and split the folder
 
 
 def settled(config: Config, *, typed: Sequence[str] = ()) -> tuple[Config, list[str]]:
@@ -54,11 +59,12 @@ def meant(config: Config) -> int:
     return 96 if config.preset in PRESETS and PRESETS[config.preset].data == "stl10" else 32
 
 
-def hold_out(config: Config, share: float, folder: Path, *, going_on: bool) -> tuple[Config, str]:
+def hold_out(config: Config, share: float, folder: Path) -> tuple[Config, str]:
     """The configuration reading a split of its folder that leaves a share of each class out, and a line on it.
 
-    The split is drawn by the seed and lies in the run's `folder`. A run that is `going_on` has the split that it began
-    with; ValueError where that is of another folder, share or seed, or where the images cannot be split.
+    The split lies in `folder`, and is the same for every seed of a training: runs of several seeds are tested on the
+    same images. One that is there already is never written over, since a run may have trained on it: ValueError where
+    it is of another folder or share, or where the images cannot be split.
     """
     if config.data != "folder" or config.root is None or inputs.sharded_folder(config):
         raise ValueError(f"--holdout takes a share of a folder of images apart; {config.preset} reads no such folder")
@@ -69,23 +75,26 @@ def hold_out(config: Config, share: float, folder: Path, *, going_on: bool) -> t
         raise ValueError(f"{root} does not exist; give --root a folder of images")
     if inputs.folder_split(root, "test"):
         raise ValueError(f"{root} has a test split already; leave --holdout out")
+    if inputs.folder_split(root, "train"):
+        raise ValueError(f"{root} has train/ and no test split; give --root {root / 'train'}, of which a share can go")
     if not inputs.has_classes(root):
         raise ValueError(
             f"{root} has no classes to hold a share of out for probes (two or more class folders, no image beside "
             "them); leave --holdout out"
         )
     path = folder / splits.NAME
-    if going_on and path.is_file():
-        there = splits.read_split(path)
-        if (Path(there.root), there.holdout, there.seed) != (root.absolute(), share, config.seed):
-            raise ValueError(
-                f"{path} holds {there.holdout:g} of {there.root} out by seed {there.seed}; "
-                "give the same --holdout, --root and --seed, or another --out"
-            )
-        split = there
-    else:
-        split = splits.make_split(root, share, seed=config.seed)
-        splits.write_split(split, path)
+    if not path.is_file() and is_first():
+        splits.write_split(splits.make_split(root, share, seed=SPLIT_SEED), path)
+    for _ in range(PATIENCE):  # of several processes the first one writes
+        if path.is_file():
+            break
+        time.sleep(1.0)
+    split = splits.read_split(path)
+    if (Path(split.root), split.holdout) != (root.absolute(), share):
+        raise ValueError(
+            f"{path} holds {split.holdout:g} of {split.root} out, and a run may have trained on the rest; "
+            "give the same --holdout and --root, or another folder for the run"
+        )
     line = f"{len(split.test):,} of {len(split.train) + len(split.test):,} images held out for probes: {path}"
     return dataclasses.replace(config, root=path), line
 

@@ -77,7 +77,8 @@ def images_to_draw(arguments: Arguments, config: Config) -> UInt8[Tensor, "b 3 h
 
 
 def _has_test(root: Path) -> bool:
-    return inputs.folder_split(root.expanduser(), "test") is not None
+    root = root.expanduser()
+    return root.is_file() or inputs.folder_split(root, "test") is not None  # a file: the split of --holdout
 
 
 @torch.no_grad()

@@ -59,8 +59,8 @@ def settle(arguments: Arguments, folder: Path, *, going_on: bool, typed: Sequenc
     config, lines = arguments.config, []
     if arguments.holdout is not None:
         if not going_on and is_first():
-            check_output(folder)  # before a run's split is written over
-        config, line = hold_out(config, arguments.holdout, folder, going_on=going_on)
+            check_output(folder)
+        config, line = hold_out(config, arguments.holdout, folder)
         lines.append(line)
     config, more = settled(config, typed=typed)
     if is_first():

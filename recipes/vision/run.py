@@ -16,6 +16,7 @@ from recipes.run_folder import check_output, plain, read_settings
 from recipes.settings import fits, typed
 from recipes.vision import inputs, networks
 from recipes.vision.config import Config, method
+from recipes.vision.measure import chance_of
 from stec.core.batches import EpochBatches
 from stec.core.checkpoints import load_checkpoint, load_weights
 from stec.core.learner import Learner
@@ -155,11 +156,13 @@ def loader(config: Config, source: inputs.Inputs, batches: EpochBatches) -> Any:
     return streaming_loader(pairs, batches, workers=workers, pin_memory=torch.cuda.is_available())
 
 
-def chance(config: Config, image_size: tuple[int, int]) -> str:
+def chance(config: Config, images: Any, image_size: tuple[int, int]) -> str:
     """The manipulation loss of a model blind to the views, with which the loss is to be compared, for the headline."""
     if not config.lambda_manip or config.manipulation != "binned" or networks.many_views(config):
         return ""
-    level = networks.chance(config, networks.action_bins(config, image_size), image_size)
+    if isinstance(images, ShardedImages):  # whose sizes are known only once they are decoded
+        return ""
+    level = chance_of(config, networks.action_bins(config, image_size), images)
     return f"; chance of manipulation is {float(level.nll.mean()):.3f} nats"
 
 
@@ -196,7 +199,7 @@ def pretrain(
         progress.headline(
             f"{method(config)} ({config.preset}): {source.note}; {config.arch} width {config.width}, "
             f"batch {config.batch_size}, {config.epochs} epochs of {len(batches)} steps, {config.precision}"
-            f"{chance(config, image_size)}"
+            f"{chance(config, source.images, image_size)}"
         )
         checkpoint, seconds = fit(
             learner,

@@ -95,6 +95,11 @@ def split_files(path: Path, part: Literal["train", "test"]) -> ImageFiles:
     if not root.is_dir():
         raise ValueError(f"{path} splits {named([split.root])}, which does not exist; put the images back there")
     names = split.train if part == "train" else split.test
+    if gone := [name for name in names if not (root / name).exists()]:
+        raise ValueError(
+            f"{path} names {len(gone)} images that are gone from {named([split.root])}, such as {named(gone[:1])}; "
+            "put them back, or train another run on what is left"
+        )
     number = {name: i for i, name in enumerate(split.classes)}
     labels = torch.tensor([number[Path(name).parts[0]] for name in names], dtype=torch.int64)
     return ImageFiles.of(root, [root / name for name in names], labels, split.classes)

@@ -141,7 +141,7 @@ def _width(head: nn.Module, side: Literal["in_features", "out_features"]) -> int
     """How many values a head takes or gives, where its first or last layer tells."""
     while isinstance(head, nn.Sequential) and len(head):
         head = head[0 if side == "in_features" else -1]
-    return getattr(head, side) if isinstance(head, nn.Linear) else None
+    return getattr(head, side) or None if isinstance(head, nn.Linear) else None  # 0: a lazy layer, not known yet
 
 
 def _check_bins(width: int | None, k: int, d: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Images of several sizes in memory: each in its own shape, so that nothing is cut off and no file is decoded twice."""
+"""Images of several sizes in memory: each in its own shape, so that nothing is cut off and no epoch decodes files."""
 
 import dataclasses
 import os
@@ -63,7 +63,10 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             try:
-                lies = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+                note = image.getexif() if image.format != "PNG" else Image.Exif()
+                if image.format == "PNG" and "exif" in image.info:  # its getexif() would decode all pixels first
+                    note.load(image.info["exif"])
+                lies = note.get(ORIENTATION, 1) in (5, 6, 7, 8)
             except Exception:  # a broken note: `decode` takes such an image as it is, too
                 lies = False
     except Exception:  # decoders raise many sorts; `decode` says which file it is and why

@@ -263,6 +263,12 @@ class Wide(nn.Module):
         return h.new_zeros(len(h), self.width)
 
 
+def test_a_lazy_head_learns_its_width_from_the_features() -> None:
+    head = nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.Linear(16, 12))
+    model = BinnedActions(head, Bins.uniform([-2.0, 0.0], [2.0, 1.0], 6))
+    assert model.logits(Features(torch.zeros(3, 5), torch.zeros(3, 5))).shape == (3, 2, 6)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

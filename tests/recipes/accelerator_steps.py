@@ -47,6 +47,7 @@ class Steps(NamedTuple):
     """What came of some steps; the first, which makes buffers, may wait."""
 
     terms: Tensor  # (steps, terms)
+    moved: Tensor  # how every parameter has changed
     launches: list[int]  # of each step
     of_views: list[int]  # and of its views alone
 
@@ -68,6 +69,7 @@ def take_steps(learner: Learner, batches: Iterator[Any], device: torch.device) -
         with allowed_to_wait():
             learner.to(device).train()
             optimizer: Any = learner.configure_optimizers()["optimizer"]
+        before = torch.cat([to_host(p.detach()).flatten().clone() for p in learner.parameters()])
         trainer = SimpleNamespace(optimizers=[optimizer], global_step=0, loggers=[])
         learner._trainer = trainer  # type: ignore[assignment]
         for trainer.global_step in range(STEPS):
@@ -79,9 +81,10 @@ def take_steps(learner: Learner, batches: Iterator[Any], device: torch.device) -
                 learner.optimizer_step(0, trainer.global_step, optimizer, None)
             launches.append(len(simulation.launches))
         terms = torch.stack([to_host(step) for step in learner._trace])
+        after = torch.cat([to_host(p.detach()).flatten() for p in learner.parameters()])
         with allowed_to_wait():
             learner.read_terms()
-    return Steps(terms, launches, of_views)
+    return Steps(terms, after - before, launches, of_views)
 
 
 def resident(device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -203,13 +206,14 @@ SPEECH: dict[str, dict[str, Any]] = {
 
 
 def run(case: Case) -> dict[str, Any]:
-    """How the device's terms differ from the CPU's, relative to them, and the launches of the last step."""
+    """How terms and changes of weights differ from the CPU's, relative to them, and the launches of the last step."""
     host, device = case(CPU), case(DEVICE)
     assert not any(host.launches)
     difference = (device.terms - host.terms).abs() / host.terms.abs().clamp(min=1e-2)
     assert bool((device.terms.isnan() == host.terms.isnan()).all())
     launches = {"launches": device.launches[-1], "of views": device.of_views[-1]}
-    return {"difference": float(difference.nan_to_num().max()), **launches}
+    apart = float((device.moved - host.moved).norm() / host.moved.norm())
+    return {"difference": float(difference.nan_to_num().max()), "moved apart": apart, **launches}
 
 
 def rules() -> dict[str, str]:

@@ -182,6 +182,23 @@ def test_a_file_is_whole_or_what_it_was(tmp_path: Path) -> None:
     assert missing.value.filename == str(tmp_path / "gone" / "b")
 
 
+def test_a_run_that_ended_while_another_waited_is_not_trained_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(preset("quickstart"), **TINY)
+    first = train(config, tmp_path / "first", quiet=True).checkpoint
+
+    @contextlib.contextmanager
+    def waited(folder: Path) -> Iterator[None]:
+        (folder / "checkpoints").mkdir(parents=True)
+        shutil.copy(first, folder / "checkpoints")
+        yield
+
+    monkeypatch.setattr(run, "only_run", waited)
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(config, tmp_path / "second", quiet=True)
+
+
 def test_two_commands_may_try_a_folder_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one looks whether it can write, another does and is done."""
     opened = open

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipes.vision import evaluate, inputs, measure, own_images, pretrain, splits
+from recipes.vision import evaluate, inputs, measure, networks, own_images, pretrain, splits
 from recipes.vision.config import Config
 from recipes.vision.presets import preset
 from recipes.vision.run import read_config
@@ -208,10 +208,60 @@ def test_evaluation_has_what_training_left_out_and_a_resumed_run_goes_on(classes
     assert (run / "split.json").read_text() == before
 
 
+def test_a_split_serves_all_seeds_and_is_never_written_over(classes: Path, tmp_path: Path) -> None:
+    """Another command in the folder of a run must not move its test images, not before its first checkpoint either."""
+    config, _ = own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "run")
+    written = (tmp_path / "run" / "split.json").read_text()
+    save(classes / "dog", 12)
+    again, _ = own_images.hold_out(config_of("folder-small", classes, seed=3), 0.2, tmp_path / "run")
+    assert again.root == config.root
+    with pytest.raises(ValueError, match=r"holds 0\.2 of .* a run may have trained on the rest"):
+        own_images.hold_out(config_of("folder-small", classes), 0.5, tmp_path / "run")
+    assert (tmp_path / "run" / "split.json").read_text() == written
+
+
+def test_other_processes_wait_for_the_split_of_the_first(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_images, "is_first", lambda: False)
+    split = splits.make_split(classes, 0.2, seed=0)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        splits.write_split(split, tmp_path / "run" / "split.json")
+
+    monkeypatch.setattr(own_images.time, "sleep", sleep)
+    config, line = own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "run")
+    assert waited == [1.0]
+    assert config.root == tmp_path / "run" / "split.json"
+    assert line.startswith("5 of 25 images held out")
+
+
+def test_images_that_are_gone_are_named(classes: Path, tmp_path: Path) -> None:
+    config, _ = own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "run")
+    (classes / "cat" / "3.png").unlink()
+    with pytest.raises(ValueError, match=r"names 1 images that are gone from .*, such as cat/3\.png; put them back"):
+        inputs.labelled_sources(config)
+
+
+def test_chance_is_that_of_the_shapes_that_are_held(tmp_path: Path) -> None:
+    """A blind model does better on wide images than on the squares that the bins are drawn for."""
+    save(tmp_path / "wide", 9, [(40, 71), (30, 54)])
+    save(tmp_path / "square", 9, [(40, 40), (30, 30)])
+    level = {}
+    for name in ("wide", "square"):
+        config = config_of("folder-small", tmp_path / name)
+        bins = networks.action_bins(config, (48, 48))
+        level[name] = float(measure.chance_of(config, bins, inputs.training_images(config).images).nll.mean())
+    assert level["square"] == pytest.approx(math.log(6), abs=0.02)
+    assert level["wide"] < math.log(6) - 0.08
+
+
 def test_what_cannot_be_split_is_refused(classes: Path, tmp_path: Path) -> None:
     def refused(root: Path, words: str, share: float = 0.2, **changes: Any) -> None:
         with pytest.raises(ValueError, match=words):
-            own_images.hold_out(config_of("folder-small", root, **changes), share, tmp_path / "run", going_on=False)
+            own_images.hold_out(config_of("folder-small", root, **changes), share, tmp_path / "run")
 
     save(tmp_path / "flat", 3)
     save(tmp_path / "single" / "a", 1)

@@ -13,7 +13,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 from torch import Tensor
 
-from recipes.vision import inputs, networks, pairs
+from recipes.vision import inputs, networks, pairs, splits
 from recipes.vision.measure import reading_law
 from recipes.vision.pairs_picture import FALSE, FRAME, GREY, GUESS, TRUE, X_COLOUR, draw_pairs, frame_corners
 from recipes.vision.presets import preset
@@ -226,6 +226,17 @@ def test_the_command_draws_test_images_of_the_runs_own_data(
     assert isinstance(test, ImageSet)
     assert len(found) == 3
     assert all((test.images == image).flatten(1).all(dim=1).any() for image in found)
+
+
+def test_a_split_gives_the_images_that_were_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = checkpoint_of(tmp_path / "run")
+    ten_classes(tmp_path / "classes")
+    split = splits.make_split(tmp_path / "classes" / "train", 0.2, seed=0)
+    splits.write_split(split, tmp_path / "split.json")
+    arguments = pairs.Arguments(path, tmp_path / "p.png", root=tmp_path / "split.json", data="folder", images=999)
+    found = pairs.images_to_draw(arguments, load_learner(path)[1])
+    assert len(found) == len(split.test)
+    assert "drawing images of training" not in capsys.readouterr().out
 
 
 def test_folders_with_and_without_test_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
