@@ -127,8 +127,7 @@ def test_the_tables(compared: tuple[Path, list[str]], capsys: pytest.CaptureFixt
 
     a, b = linear("S-TEC exact"), linear("SimCLR")
     mean = (a[0] - b[0] + a[1] - b[1]) / 2
-    half = 12.706204736 * abs((a[0] - b[0]) - (a[1] - b[1])) / 2  # t(0.975, 1) * s / sqrt(2)
-    row = f"| S-TEC exact | 2 | {mean:+z.1f} [{mean - half:+z.1f},{mean + half:+z.1f}] |"
+    row = f"| S-TEC exact | 2 | {mean:+z.1f} |"  # of two seeds there is no interval worth the name
     assert "accuracy less that of SimCLR" in shown
     assert row in marked
 
