@@ -69,7 +69,7 @@ def waits_less() -> None:
 # --- gone on with ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=SLOW)])
 def test_sigterm_to_one_process_stops_all_after_the_same_step(world: int, tmp_path: Path) -> None:
     """And resumed, they repeat what processes that nobody stopped do: of four, sums depend on their order."""
     folder, whole = tmp_path / "run", tmp_path / "whole"
