@@ -36,10 +36,6 @@ class Inputs:
     images: Images | HeldImages
     note: str  # one line: how many, from where, how many left out
 
-    @property
-    def resident(self) -> bool:
-        return isinstance(self.images, ImageSet)
-
     def image_size(self, fallback: int) -> tuple[int, int]:
         """(H, W) that the law of the crops is drawn for; files of many sizes count as squares of `fallback`."""
         if isinstance(self.images, ImageSet):
