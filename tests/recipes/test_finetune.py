@@ -34,7 +34,7 @@ from stec.core.probe import extract
 from stec.vision.affine import CropFlip
 from stec.vision.data import ImageSet, class_share
 from stec.vision.finetune import Classification, OneView, fine_tuner, tuned
-from stec.vision.folder import image_folder
+from stec.vision.folder import ImageFiles, image_folder
 from stec.vision.streaming import CroppedPairs, collate
 from stec.vision.views import CROP_FLIP
 
@@ -414,7 +414,7 @@ def test_images_of_many_sizes_are_streamed(tmp_path: Path) -> None:
     law = dataclasses.replace(preset("quickstart").augmentation, size=32)
     checkpoint = pretrained(tmp_path, tmp_path / "run", augmentation=law)
     arguments = few(checkpoint, share=(0.4,), from_scratch=False, epochs=12, lr=1.0)
-    assert not Runs(arguments).test.resident
+    assert isinstance(Runs(arguments).test.images, ImageFiles)
     found = finetune.finetune(arguments, tmp_path / "out")
     assert found[0].results[0].value > 0.6
 

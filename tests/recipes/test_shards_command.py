@@ -113,7 +113,6 @@ def test_training_finds_shards_where_it_finds_images(tmp_path: Path, capsys: pyt
     config = dataclasses.replace(PRESET, root=tmp_path / "shards", batch_size=8, workers=0)
     source = inputs.training_images(config)
     assert isinstance(source.images, ShardedImages)
-    assert not source.resident
     assert len(source.images) == 20
     assert "streamed from" in source.note
     order = run.order(config, source)

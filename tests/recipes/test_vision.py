@@ -27,7 +27,8 @@ from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import NonFiniteLoss
 from stec.core.manipulation import BinnedActions
 from stec.vision.data import ImageSet
-from stec.vision.folder import image_folder
+from stec.vision.folder import ImageFiles, image_folder
+from stec.vision.held import HeldImages
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -357,12 +358,13 @@ def test_a_readme_beside_the_classes_and_a_class_called_train(tmp_path: Path) ->
     assert len(source.images) == 20
 
 
-def test_images_of_many_sizes_are_streamed_and_probed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("memory_gb", "kind"), [(8.0, HeldImages), (1e-6, ImageFiles)])
+def test_images_of_many_sizes_are_held_or_streamed_and_probed(tmp_path: Path, memory_gb: float, kind: type) -> None:
     for split in ("train", "test"):
         for i, size in enumerate([(40, 50), (64, 36)]):
             save_images(tmp_path / "mine" / split / f"class{i}", 10, size, seed=i)
-    config = own(tmp_path / "mine")
-    assert not inputs.training_images(config).resident
+    config = dataclasses.replace(own(tmp_path / "mine"), memory_gb=memory_gb)
+    assert isinstance(inputs.training_images(config).images, kind)
     outcome = train(config, tmp_path / "run", quiet=True)
     found = evaluate.evaluate(evaluate.Arguments(outcome.checkpoint, protocols=("knn",)))
     assert found[-1].results[0].details["train"] == 20
