@@ -185,8 +185,11 @@ def test_a_forward_pass_that_reads_a_buffer_which_it_moves_is_repeated_as_it_was
         views = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         features = (MicroBatches(encoder, size=5) if micro else encoder)(views)
         features.square().sum().backward()
-        assert encoder.weight_orig.grad is not None
-        return encoder.weight_orig.grad, encoder.weight_u
+        weight, u = encoder.weight_orig, encoder.weight_u
+        assert isinstance(weight, Tensor)
+        assert isinstance(u, Tensor)
+        assert weight.grad is not None
+        return weight.grad, u
 
     for mine, plain in zip(gradient(True), gradient(False)):
         torch.testing.assert_close(mine, plain, rtol=1e-12, atol=1e-12)

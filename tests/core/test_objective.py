@@ -194,8 +194,9 @@ OTHERS: dict[str, Callable[[], InverseModel]] = {
 def test_other_identity_models_fit_beside_manipulation(name: str) -> None:
     """Under one encoder, with a momentum encoder where they ask for one; every term is named, weighted and summed."""
     model = OTHERS[name]()
+    manipulation = BinnedActions(mlp(10, [9], 4 * 6), Bins.uniform(-2.0, 2.0, 6))
     objective = STECObjective(
-        {"identity": model, "manipulation": an_objective().models["manipulation"]},
+        {"identity": model, "manipulation": manipulation},
         {"identity": 3.0, "manipulation": 0.5, **dict.fromkeys(model.further, 0.7)},
     )
     encoder = nn.Linear(8, 5)

@@ -85,6 +85,7 @@ def part_of_gather(rank: int) -> dict[str, list[Tensor]]:
     # Every process weights the rows differently; a row's gradient is the sum of what all processes say of it.
     (rows * (rank + 1)).sum().backward()
     mean = part_of_mean(torch.tensor(10.0 if rank == 0 else 2.0), torch.tensor(3 if rank == 0 else 1))
+    assert local.grad is not None
     return {"rows": [rows.detach()], "gradient": [local.grad], "mean": [mean]}
 
 

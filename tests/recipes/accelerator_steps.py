@@ -100,8 +100,8 @@ def streamed(device: torch.device) -> Iterator[CroppedPair]:
     generator = torch.Generator().manual_seed(3)
     while True:
         x, x_prime = torch.randint(256, (2, 16, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        crops = SIMCLR_CIFAR.draw_crops(32, (32, 32), generator=generator).matrix(torch.float64).chunk(2)
-        pair = CroppedPair(x, x_prime, *crops, torch.arange(16) % 5 - 1)
+        to_x, to_x_prime = SIMCLR_CIFAR.draw_crops(32, (32, 32), generator=generator).matrix(torch.float64).chunk(2)
+        pair = CroppedPair(x, x_prime, to_x, to_x_prime, torch.arange(16) % 5 - 1)
         yield CroppedPair(*(value.to(device, non_blocking=True) for value in pair))
 
 

@@ -152,7 +152,7 @@ class Prepared:
     def __call__(self) -> None:
         os.environ.update(self.environment)
         ranks = (os.environ[name] for name in ("RANK", "SLURM_PROCID") if name in os.environ)
-        rank_zero_only.rank = int(next(ranks, "0"))
+        rank_zero_only.rank = int(next(ranks, "0"))  # type: ignore[attr-defined]
         if self.then:
             self.then()
 
@@ -190,7 +190,7 @@ class HalfPrecision:
         plain = lightning.Trainer
 
         def trainer(*, precision: str, plugins: list[Any], **more: Any) -> lightning.Trainer:
-            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3)
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**18, growth_interval=3)  # type: ignore[attr-defined]
             return plain(plugins=[*plugins, MixedPrecision("16-mixed", "cpu", scaler)], **more)
 
         lightning.Trainer = trainer  # type: ignore[assignment, misc]

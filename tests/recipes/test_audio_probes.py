@@ -616,7 +616,7 @@ def test_the_picture_of_accuracies_is_given_the_baselines(
     checkpoint: Path, speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
-    monkeypatch.setattr(phones.pictures, "draw_all", lambda *some, **more: given.update(more))
+    monkeypatch.setattr("recipes.audio.phones.pictures.draw_all", lambda *some, **more: given.update(more))
     arguments = phones.Arguments(
         checkpoint, speech.cache, speech.labels, speech.train, speech.test, pictures=tmp_path, baselines=True
     )

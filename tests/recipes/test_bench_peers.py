@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from recipes import records
-from recipes.bench import peers, peers_parts
+from recipes.bench import peers
 from recipes.bench.peers import Found, main, results
 from recipes.bench.peers_alike import NotAlike, check_alike, check_models, check_views
 from recipes.bench.peers_loss import LOSSES, LossWork
@@ -349,7 +349,7 @@ def test_greedy_infomax_trains_the_same_network_as_ours() -> None:
 
 
 def test_a_missing_extra_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(peers_parts.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(peers, "counters", lambda: None)
     monkeypatch.setattr(peers, "in_turn", None)  # nothing is begun
     with pytest.raises(ValueError, match=r'lightly, kornia, pytorch_metric_learning; pip install -e "\.\[peers\]"'):

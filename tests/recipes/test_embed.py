@@ -17,6 +17,7 @@ from recipes.vision.config import Config
 from recipes.vision.presets import preset
 from recipes.vision.run import load_learner
 from recipes.vision.run import pretrain as train
+from stec.core.probe import extract
 from stec.vision.analysis import centroid_distances
 from stec.vision.data import ImageSet
 from stec.vision.views import SIMCLR_IMAGENET, SIMCLR_STL
@@ -81,6 +82,7 @@ def test_the_command_writes_picture_and_record(checkpoints: tuple[Path, ...], tm
     for distance, ratio in (record.results[:2], record.results[2:]):
         assert ratio.value == pytest.approx(distance.value / distance.details["between classes"], rel=0.02)
         each = distance.details["each class"]
+        assert isinstance(each, dict)
         assert len(each) == 10
         assert sum(each.values()) / 10 == pytest.approx(distance.value, abs=1e-3)
     assert record.settings["embedding"]["images"]["n"] == 10
@@ -94,7 +96,6 @@ def test_distances_are_those_of_the_features_of_one_set_of_views(
     """By the encoders themselves; both see the same pixels."""
     monkeypatch.setattr(embed, "umap_places", first_two)
     seen: list[list[Tensor]] = []
-    extract = embed.extract
 
     def spied(encoder: torch.nn.Module, batches: object, **settings: object) -> object:
         kept = list(batches)  # type: ignore[call-overload]
@@ -187,10 +188,10 @@ def test_every_encoder_has_four_panels(classes: int, rows: int, tmp_path: Path) 
     colours = embed_picture.colours(torch.arange(classes), classes)
     assert len({tuple(colour) for colour in colours.tolist()}) == classes
     both, alone = (figure.axes[k].collections[0] for k in (1, 2))
-    of_both = dict(zip(map(tuple, both.get_offsets().tolist()), both.get_facecolors().tolist()))
+    of_both = dict(zip(map(tuple, both.get_offsets().tolist()), both.get_facecolor().tolist()))
     assert torch.equal(torch.from_numpy(alone.get_offsets().data).float(), row.places[:200])
     for i in (0, 7, 199):
-        assert alone.get_facecolors()[i].tolist() == pytest.approx(colours[i % classes].tolist())
+        assert alone.get_facecolor()[i].tolist() == pytest.approx(colours[i % classes].tolist())
         assert of_both[tuple(row.places[200 + i].tolist())] == pytest.approx(colours[i % classes].tolist())
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from recipes import records
 from recipes.stopping import Stopped, going_on_by, kept
-from recipes.vision import finetune
+from recipes.vision import finetune, inputs
 from recipes.vision.config import Config
 from recipes.vision.finetune import Arguments, Runs
 from recipes.vision.measure import plain_batches
@@ -260,7 +260,7 @@ def test_training_follows_the_formulas_from_the_checkpoints_weights(checkpoint: 
     before = runs.encoder("pretrained", 0).state_dict()
     assert all(torch.equal(before[name], there[name]) for name in there)
     found = finetune.finetune(arguments, tmp_path)
-    chosen = finetune.inputs.read(runs.config, runs.images.select(runs.choose(0.2, 0))).images
+    chosen = inputs.read(runs.config, runs.images.select(runs.choose(0.2, 0))).images
     assert isinstance(chosen, ImageSet)
     expected = by_hand(runs, chosen, epochs=3, batch_size=4, lr=0.1 * 4 / 256)
     after = load_checkpoint(newest(tmp_path / "share0.2-seed0-pretrained"))
@@ -312,8 +312,8 @@ def test_an_interrupted_command_goes_on_exactly(
         assert one.results == other.results
     for start in ("pretrained", "untrained"):
         name = f"share0.2-seed0-{start}"
-        one, other = (load_checkpoint(newest(tmp_path / w / name)).weights for w in ("whole", "broken"))
-        assert all(torch.equal(one[key], other[key]) for key in one)
+        unbroken, resumed = (load_checkpoint(newest(tmp_path / w / name)).weights for w in ("whole", "broken"))
+        assert all(torch.equal(unbroken[key], resumed[key]) for key in unbroken)
 
     # what is finished is not trained again, and not taken for something else
     monkeypatch.setattr(finetune, "fit", None)
@@ -438,7 +438,7 @@ def test_many_classes_are_counted_among_the_first_five_too(checkpoint: Path) -> 
     images = ImageSet(
         torch.randint(256, (200, 3, 32, 32), dtype=torch.uint8), torch.arange(200) % 100, tuple(map(str, range(100)))
     )
-    source = finetune.inputs.Inputs(images, "")
+    source = inputs.Inputs(images, "")
     runs.test = source
     learner = fine_tuner(runs.encoder("pretrained", 0), 100, augmentation=CROP_FLIP, lr=0.1, total_steps=1, seed=0)
     found = runs.measure(runs.settings(0.2, 0, "pretrained"), source, learner)

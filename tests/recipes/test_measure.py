@@ -18,7 +18,7 @@ from stec.core.manipulation import BinnedActions
 from stec.core.objective import STECObjective
 from stec.vision.data import ImageSet
 from stec.vision.folder import ImageFiles, image_folder
-from stec.vision.views import SIMCLR_CIFAR, Augmentation
+from stec.vision.views import SIMCLR_CIFAR, Augmentation, TwoViews, two_views
 
 IMAGES = ImageSet(torch.randint(256, (50, 3, 16, 16), dtype=torch.uint8), torch.zeros(50).long(), ("a",))
 
@@ -47,13 +47,12 @@ def reader(action: str, law: Augmentation) -> tuple[Learner, Any, BinnedActions]
 def test_actions_are_read_off_valid_pairs_with_their_colours(action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, config, model = reader(action, dataclasses.replace(SIMCLR_CIFAR, p_solarise=0.3))
     seen: list[ViewPair] = []
-    made = measure.two_views
 
-    def two_views(*images: Any, **law: Any) -> ViewPair:
-        seen.append(made(*images, **law))
+    def recorded(*images: Any, **law: Any) -> ViewPair:
+        seen.append(two_views(*images, **law))
         return seen[-1]
 
-    monkeypatch.setattr(measure, "two_views", two_views)
+    monkeypatch.setattr(measure, "two_views", recorded)
     found, minus_chance = measure.read_actions(learner, config, IMAGES, batch=32)
     names = networks.COPIES[action].components
     nats: list[float] = []
@@ -93,7 +92,7 @@ def test_actions_are_read_off_streamed_images_of_several_sizes(tmp_path: Path, m
     config = dataclasses.replace(config, workers=0)
     seen: list[ViewPair] = []
 
-    class Recorded(measure.TwoViews):
+    class Recorded(TwoViews):
         def __call__(self, *given: Any) -> ViewPair:
             seen.append(super().__call__(*given))
             return seen[-1]

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from recipes.vision import evaluate, inputs, measure, networks, own_images, pretrain, splits
 from recipes.vision.config import Config
@@ -231,7 +232,7 @@ def test_other_processes_wait_for_the_split_of_the_first(
         waited.append(seconds)
         splits.write_split(split, tmp_path / "run" / "split.json")
 
-    monkeypatch.setattr(own_images.time, "sleep", sleep)
+    monkeypatch.setattr("recipes.vision.own_images.time.sleep", sleep)
     config, line = own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "run")
     assert waited == [1.0]
     assert config.root == tmp_path / "run" / "split.json"
@@ -314,11 +315,10 @@ def test_the_last_line_names_what_is_missing(classes: Path, tmp_path: Path) -> N
 
 def test_probes_start_no_more_workers_than_there_are_cores(classes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    made = measure.DataLoader
 
     def loader(*args: Any, num_workers: int, **more: Any) -> Any:
         asked.append(num_workers)
-        return made(*args, num_workers=0, **more)
+        return DataLoader(*args, num_workers=0, **more)
 
     monkeypatch.setattr(measure, "cores", lambda: 3)
     monkeypatch.setattr(measure, "DataLoader", loader)

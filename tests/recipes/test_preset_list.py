@@ -3,6 +3,7 @@
 import pytest
 
 from recipes.audio import pretrain as speech
+from recipes.audio.presets import PRESETS as SPEECH
 from recipes.presets import PURPOSES, listing, purpose
 from recipes.vision import pretrain as vision
 from recipes.vision.presets import PRESETS
@@ -31,7 +32,7 @@ def test_each_line_has_size_batch_and_epochs() -> None:
     of = rows(listing(PRESETS, vision.line))
     assert of["folder"][1:5] == ["96", "px", "256", "200"]
     assert of["tiny-stec"][1:4] == ["own", "64", "25"]
-    assert rows(listing(speech.PRESETS, speech.line))["cpc"][1:5] == ["1.28", "s", "64", "675"]
+    assert rows(listing(SPEECH, speech.line))["cpc"][1:5] == ["1.28", "s", "64", "675"]
 
 
 def test_a_word_chooses_from_names_and_lines() -> None:

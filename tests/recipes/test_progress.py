@@ -15,7 +15,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, others: float) -> None:
         self.now = 100.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("recipes.progress.time.monotonic", lambda: self.now)
         monkeypatch.setattr(progress, "Others", lambda: SimpleNamespace(cores=lambda: others))
         monkeypatch.setattr(progress, "cores", lambda: 4)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -29,7 +29,7 @@ from killing import (
 )
 from tones import make_speech
 
-from recipes import ranks
+from recipes import ranks, run
 from recipes.ranks import machines
 
 SLOW = pytest.mark.skipif("STEC_SLOW" not in os.environ, reason="minutes: set STEC_SLOW")
@@ -61,9 +61,7 @@ def endless(tmp_path: Path) -> Iterator[tuple[Path, list[ForkServerProcess]]]:
 
 def waits_less() -> None:
     """Prepares a process to wait for another no more than 8 seconds."""
-    import recipes.run
-
-    recipes.run.TIMEOUT = ranks.TIMEOUT = timedelta(seconds=8)
+    run.TIMEOUT = ranks.TIMEOUT = timedelta(seconds=8)  # type: ignore[attr-defined]
 
 
 # --- gone on with ----------------------------------------------------------------------------------------------------

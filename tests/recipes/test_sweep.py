@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.metrics import r2_score
 from torch import nn
@@ -24,6 +28,7 @@ from recipes.vision.run import read_config
 from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.manipulation import RegressedActions
 from stec.core.objective import STECObjective
+from stec.vision import views
 from stec.vision.data import ImageSet
 
 Words = Callable[..., list[str]]
@@ -260,7 +265,7 @@ def test_every_combination_that_differs_is_there_once(bins: list[int], weights: 
     ]
     assert len(of) == len(set(of))
     assert set(of) == expected
-    assert len({grids.name(cell.overrides) for cell in grid.cells}) == len(grid.cells)
+    assert len({axes.name(cell.overrides) for cell in grid.cells}) == len(grid.cells)
 
 
 def test_the_panels_of_figure_3() -> None:
@@ -395,14 +400,14 @@ def test_numbers_of_other_commands_are_not_the_sweeps(swept: Path, words: Words,
     (own,) = records.read(folder / "measured.json")
     stranger = dataclasses.replace(own, method="raw pixels", results=[records.Result("accuracy", 0.1, "linear")])
     records.merge([stranger], folder / "results.json")
-    arguments = sweep.tyro.cli(sweep.Arguments, args=words(swept, "bins=4,6"))
+    arguments = tyro.cli(sweep.Arguments, args=words(swept, "bins=4,6"))
     found, _ = summary.summarise(*sweep.plan(arguments))
     assert found[0].seeds == [0]
     assert found[0].metrics["accuracy, linear"].values == [own.results[0].value]
     untouched = tmp_path / "runs" / folder.parent.name / folder.name
     untouched.mkdir(parents=True)
     records.write([stranger], untouched / "results.json")
-    arguments = sweep.tyro.cli(sweep.Arguments, args=words(tmp_path, "bins=4,6"))
+    arguments = tyro.cli(sweep.Arguments, args=words(tmp_path, "bins=4,6"))
     assert summary.summarise(*sweep.plan(arguments))[0][0].missing == [0]
 
 
@@ -527,10 +532,9 @@ def test_r2_of_a_regression(action: str, monkeypatch: pytest.MonkeyPatch) -> Non
     d = len(networks.COPIES[action].components)
     model = RegressedActions(nn.Linear(2 * 3, d), std=torch.ones(d))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    made = regression.two_views
 
     def two_views(*images: object, **law: object) -> object:
-        pair = made(*images, **law)  # type: ignore[arg-type]
+        pair = views.two_views(*images, **law)  # type: ignore[arg-type]
         x, x_prime = (view.mean(dim=(2, 3)) for view in (pair.x, pair.x_prime))
         seen.append((pair.action, model.head(torch.cat((x, x_prime), dim=1)).detach()))
         return pair
@@ -584,7 +588,7 @@ def invented(grid: grids.Grid, value: Callable[[int], float] = float) -> list[su
     return made
 
 
-def lines(panel: plots.Axes) -> dict[str, list[float]]:
+def lines(panel: Axes) -> dict[str, list[float]]:
     """What the legend's lines show: heights of the means."""
     handles, labels = panel.get_legend_handles_labels()
     data = [handle[0] if isinstance(handle, tuple) else handle for handle in handles]
@@ -605,7 +609,8 @@ def test_a_line_for_each_value_of_the_second_axis(tmp_path: Path) -> None:
     assert lines(nats) == {"lambda_manip=0.2": [-0.4] * 3, "lambda_manip=2": [-0.4] * 3}
     assert [label.get_text() for label in accuracy.get_xticklabels()] == ["4", "6", "8"]
     half = 100 * (found[1].metrics["accuracy, linear"].high - found[1].metrics["accuracy, linear"].mean)  # type: ignore[operator]
-    tops = [bar.get_segments()[0][:, 1] for bar in accuracy.collections if len(bar.get_segments()) == 3]
+    bars = [bar.get_segments() for bar in accuracy.collections if isinstance(bar, LineCollection)]
+    tops = [segments[0][:, 1] for segments in bars if len(segments) == 3]
     assert any(segment == pytest.approx([1 - half, 1 + half]) for segment in tops)
 
 
@@ -631,7 +636,7 @@ def test_arms_below_each_other(tmp_path: Path) -> None:
     assert means == pytest.approx(list(range(7)), abs=1e-6)
 
 
-def drawn(tmp_path: Path, axis: str, values: dict[str, list[list[float]]]) -> plots.Figure:
+def drawn(tmp_path: Path, axis: str, values: dict[str, list[list[float]]]) -> Figure:
     """A sweep of one axis, by the label of each cell: accuracies of its seeds, and nothing else."""
     found = [
         summary.Summary(label, axes_of(label), list(range(len(of))), {}, [], {"accuracy, linear": interval(of)})
@@ -645,7 +650,7 @@ def axes_of(label: str) -> dict[str, axes.Value]:
     return {field: axes.parse_value(field, word)}
 
 
-def dots(panel: plots.Axes) -> list[tuple[float, float]]:
+def dots(panel: Axes) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for line in panel.lines if line.get_marker() == "." for x, y in zip(*line.get_data())]
 
 
@@ -670,7 +675,7 @@ def test_the_band_is_explained(tmp_path: Path) -> None:
 
 
 def test_two_seeds_have_no_interval_and_accuracies_stay_within_0_and_100(tmp_path: Path) -> None:
-    def ends(figure: plots.Figure) -> list[float]:
+    def ends(figure: Figure) -> list[float]:
         (bars,) = (c for c in figure.axes[0].collections if hasattr(c, "get_segments"))
         return [float(y) for segment in bars.get_segments() if len(segment) for y in segment[:, 1]]
 

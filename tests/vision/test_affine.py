@@ -35,8 +35,12 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def crop(top: float, left: float, height: float, width: float, flip: bool = False) -> tuple[Tensor, ...]:
-    return *(torch.tensor([value], dtype=torch.float64) for value in (top, left, height, width)), torch.tensor([flip])
+Crop = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # top, left, height, width, flip of one view
+
+
+def crop(top: float, left: float, height: float, width: float, flip: bool = False) -> Crop:
+    edges = torch.tensor([top, left, height, width], dtype=torch.float64)
+    return edges[:1], edges[1:2], edges[2:3], edges[3:], torch.tensor([flip])
 
 
 def smooth_images(n: int, size: int) -> Tensor:

@@ -18,6 +18,7 @@ from stec.vision.affine import AugSelfCopy, CropFlip, OfficialCopy
 from stec.vision.colour import WithColour, coloured
 from stec.vision.multicrop import MultiCrop, multi_crop
 from stec.vision.photometric import Photometric
+from stec.vision.resample import resample
 from stec.vision.saliency import GREY, mask_background
 from stec.vision.simulation import actions_of_law
 from stec.vision.views import CROP_FLIP, EXACT, SIMCLR_CIFAR, SIMCLR_STL, CroppedPair, TwoViews, two_views
@@ -89,11 +90,10 @@ def test_views_are_the_crops_and_changes_of_one_draw(
 
 def test_one_batched_resampling_for_large_and_one_for_small(monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    plain = views.resample
 
     def counted(images: Tensor, *taps: Any) -> Tensor:
         rows.append(len(images))
-        return plain(images, *taps)
+        return resample(images, *taps)
 
     monkeypatch.setattr(views, "resample", counted)
     monkeypatch.setattr(photometric, "CHUNK", 1 << 30)

@@ -26,7 +26,7 @@ from stec.core.objective import Features
 from stec.core.probe import OnlineProbe
 from stec.vision.affine import official_bins
 from stec.vision.encoders import Stem, resnet18, resnet50
-from stec.vision.official import OfficialCheckpoint, read_official
+from stec.vision.official import OfficialCheckpoint, Sizes, read_official
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ def test_every_output_is_that_of_the_released_networks(case: Case, legacy: bool,
     weights = case.weights
     found = read_official(save_released(tmp_path / "a.ckpt", weights, legacy=legacy))
     sizes = found.sizes
-    assert sizes == (
+    assert sizes == Sizes(
         case.arch,
         3 if case.stem == "cifar" else 7,
         4,
