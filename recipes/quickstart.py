@@ -16,7 +16,7 @@ from recipes.run_folder import make_folder
 from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.measure import frozen, geometry, probe, read_actions
-from recipes.vision.pairs import draw_pairs
+from recipes.vision.pairs_picture import draw_pairs
 from recipes.vision.presets import Config, preset
 from recipes.vision.run import pretrain, record_of
 from stec.core.learner import Learner

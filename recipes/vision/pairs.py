@@ -18,7 +18,7 @@ from recipes.terminal import command, say
 from recipes.vision import evaluate, inputs, networks
 from recipes.vision.config import Config, Data, method
 from recipes.vision.measure import reading_law
-from recipes.vision.pairs_picture import draw_pairs as draw_pairs
+from recipes.vision.pairs_picture import draw_pairs
 from recipes.vision.run import load_learner
 from stec.core.learner import Learner
 from stec.core.manipulation import BinnedActions, EveryPair
