@@ -1,12 +1,16 @@
-"""By how much methods differ from the first one, seed by seed."""
+"""By how much methods differ, seed by seed: from the first one, or from themselves without actions."""
 
+import json
+import statistics
 from collections.abc import Sequence
 
 from recipes import records
-from recipes.results.cells import BASELINES, by_row
+from recipes.results.cells import BASELINES, NOT_OF_METHOD, by_row
 from recipes.results.intervals import interval
 
 PROTOCOLS = {"linear": "linear", "logistic": "logistic", "knn": "kNN"}
+OF_ACTIONS = ("preset", "lambda_manip", "action", "manipulation", "manipulation_hidden", "bins")
+OVER_SEEDS = "mean over seeds that both have [95 % interval, Student's t]"
 
 
 def paired(
@@ -26,9 +30,53 @@ def paired(
     cells = []
     for name, of in others:
         common = sorted({r.seed for r in reference} & {r.seed for r in of})
-        cells.append([name, str(len(common)), *(_difference(reference, of, p) for p in shown)])
-    title = f"accuracy less that of {first}, points: mean over seeds that both have [95 % interval, Student's t]"
+        cells.append([name, str(len(common)), *(_cell(list(_differences(reference, of, p).values())) for p in shown)])
+    title = f"accuracy less that of {first}, points: {OVER_SEEDS}"
     return title, ["method", "common seeds", *(PROTOCOLS[p] for p in shown)], cells
+
+
+def additions(
+    found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES
+) -> tuple[str, list[str], list[list[str]]]:
+    """As `paired`, of each method with actions less the one that differs from it in nothing but the actions.
+
+    The last row is the mean over the identity models, seed by seed, where several have exact actions in bins.
+    """
+    title, header = f"what actions add to accuracy, points: {OVER_SEEDS}", ["method", "common seeds"]
+    trained = [(name, of) for name, of in by_row(found, baselines) if name not in baselines and of[0].settings]
+    shown = [p for p in PROTOCOLS if any(_by_seed(of, p) for _, of in trained)]
+    rows, exact = [], []
+    for name, of in trained:
+        settings = of[0].settings
+        alone = [
+            r
+            for _, others in trained
+            for r in others
+            if not r.settings.get("lambda_manip") and _but_actions(r) == _but_actions(of[0])
+        ]
+        if not settings.get("lambda_manip") or not alone:
+            continue
+        by = {p: _differences(alone, of, p) for p in shown}
+        rows.append([name, str(max(map(len, by.values()))), *(_cell(list(by[p].values())) for p in shown)])
+        if (settings.get("action"), settings.get("manipulation")) == ("exact", "binned"):
+            exact.append((settings.get("identity"), by))
+    if len(exact) > 1 and len({identity for identity, _ in exact}) == len(exact):
+        means = [_means([by[p] for _, by in exact]) for p in shown]
+        name = f"mean of the {len(exact)} with exact actions"
+        rows.append([name, str(max(map(len, means))), *map(_cell, means)])
+    return (title, [*header, *(PROTOCOLS[p] for p in shown)], rows) if rows else ("", [], [])
+
+
+def _but_actions(record: records.Record) -> str:
+    """The settings that a run shares with its like without actions."""
+    rest = {k: v for k, v in record.settings.items() if k not in (*OF_ACTIONS, *NOT_OF_METHOD)}
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def _means(of: Sequence[dict[int, float]]) -> list[float]:
+    """The mean over several, for each seed that all have."""
+    common = set.intersection(*(set(each) for each in of))
+    return [statistics.fmean(each[seed] for each in of) for seed in sorted(common)]
 
 
 def _by_seed(of: Sequence[records.Record], protocol: str) -> dict[int, float]:
@@ -36,9 +84,14 @@ def _by_seed(of: Sequence[records.Record], protocol: str) -> dict[int, float]:
     return {r.seed: x.value for r in of for x in r.results if (x.metric, x.protocol) == ("accuracy", protocol)}
 
 
-def _difference(reference: Sequence[records.Record], of: Sequence[records.Record], protocol: str) -> str:
+def _differences(reference: Sequence[records.Record], of: Sequence[records.Record], protocol: str) -> dict[int, float]:
+    """Points by seed, of seeds that both have."""
     theirs, ours = _by_seed(reference, protocol), _by_seed(of, protocol)
-    values = [100 * (ours[seed] - theirs[seed]) for seed in theirs if seed in ours]
+    return {seed: 100 * (ours[seed] - theirs[seed]) for seed in theirs if seed in ours}
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean and interval; no interval of fewer than three, nothing of none."""
     if not values:
         return ""
     mean = interval(values)

@@ -13,6 +13,7 @@ import tyro
 
 from recipes import records
 from recipes.results.cells import BASELINES, SEEDS, WITHOUT_PRESET, by_row, line, lines, seeds, spread
+from recipes.results.differences import additions
 from recipes.results.published import paper_value, published_speech
 from recipes.results.short import short
 from recipes.terminal import command
@@ -53,8 +54,11 @@ def accuracies(found: Sequence[records.Record]) -> tuple[list[str], list[list[st
 
 
 def markdown(found: Sequence[records.Record]) -> str:
-    """The table of `accuracies`, with the commands, commits, hardware and dates below."""
-    return "\n".join([*lines(*accuracies(found)), "", *_origins([r for r in found if r.method != "raw pixels"])])
+    """The table of `accuracies` and that of `additions`, with the commands, commits, hardware and dates below."""
+    title, header, rows = additions(found)
+    added = ["", f"{title[0].upper()}{title[1:]}:", "", *lines(header, rows)] if rows else []
+    origins = _origins([r for r in found if r.method != "raw pixels"])
+    return "\n".join([*lines(*accuracies(found)), *added, "", *origins])
 
 
 def speech_rows(found: Sequence[records.Record]) -> tuple[list[str], list[list[str]]]:

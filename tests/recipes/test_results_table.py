@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from recipes.records import Record, Result, merge, read
-from recipes.results.differences import paired
+from recipes.results.differences import additions, paired
 from recipes.results.published import paper_value, published_speech
 from recipes.results.short import short
 from recipes.results.table import BEGIN, END, HERE, SHORT, filled, main, markdown, outcomes, speech
@@ -98,6 +98,46 @@ def test_differences_are_paired_by_seed() -> None:
     near = [*of_seeds("A", {0: 0.5}), *of_seeds("B", {0: 0.4998})]
     assert paired(near)[2] == [["B", "1", "+0.0"]]  # and no -0.0
     assert paired(found[:5])[2] == []  # nothing to compare with
+
+
+def with_actions(method: str, values: dict[int, float], **settings: object) -> list[Record]:
+    settings = {"lambda_manip": 0.0, "action": "exact", "manipulation": "binned", "lr": 0.1, **settings}
+    return [
+        dataclasses.replace(r, settings={**settings, "preset": method, "seed": r.seed, "root": f"/{r.seed}"})
+        for r in of_seeds(method, values)
+    ]
+
+
+def test_what_actions_add_is_paired_by_seed_and_identity_model() -> None:
+    """By hand: SimCLR +2, +4, +6 (mean 4, t * 2 / sqrt(3) = 4.97); BYOL +1, +1 on two seeds; their mean 1.5 and 2.5."""
+    simclr = with_actions("SimCLR", {0: 0.5, 1: 0.4, 2: 0.3}, identity="simclr")
+    byol = with_actions("BYOL", {0: 0.3, 1: 0.2}, identity="byol")
+    found = [
+        *simclr,
+        *with_actions("S-TEC exact", {2: 0.36, 1: 0.44, 0: 0.52}, identity="simclr", lambda_manip=2.0),
+        *with_actions("S-TEC official", {0: 0.4}, identity="simclr", lambda_manip=3.0, action="official", bins=10),
+        *with_actions("BYOL + exact", {0: 0.31, 1: 0.21, 3: 0.9}, identity="byol", lambda_manip=1.0),
+        *with_actions("VICReg + exact", {0: 0.9}, identity="vicreg", lambda_manip=1.0),  # without its like
+        *byol,
+        *with_actions("SimCLR, slow", {0: 0.1}, identity="simclr", lr=0.01),  # like nothing that has actions
+        *with_actions("raw pixels", {0: 0.1}, identity="simclr"),
+    ]
+    title, header, rows = additions(found)
+    assert "what actions add" in title
+    assert header == ["method", "common seeds", "linear"]
+    assert rows == [
+        ["S-TEC exact", "3", "+4.0 [-1.0,+9.0]"],
+        ["S-TEC official", "1", "-10.0"],
+        ["BYOL + exact", "2", "+1.0"],
+        ["mean of the 2 with exact actions", "2", "+2.0"],
+    ]
+    assert "What actions add to accuracy" in markdown(found)
+    both_rates = [*found, *with_actions("S-TEC exact, slow", {0: 0.2}, identity="simclr", lambda_manip=2.0, lr=0.01)]
+    assert ["S-TEC exact, slow", "1", "+10.0"] in additions(both_rates)[2]
+    assert not any("mean of" in row[0] for row in additions(both_rates)[2])  # SimCLR would count twice
+    assert additions([*simclr, *byol]) == ("", [], [])
+    assert additions(of_seeds("A", {0: 0.5})) == ("", [], [])  # records without settings
+    assert "What actions add" not in markdown(simclr)
 
 
 def test_the_documents_hold_the_tables_of_the_records() -> None:
