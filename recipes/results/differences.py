@@ -10,13 +10,12 @@ from recipes.results.intervals import interval
 
 PROTOCOLS = {"linear": "linear", "logistic": "logistic", "knn": "kNN"}
 OF_ACTIONS = ("preset", "lambda_manip", "action", "manipulation", "manipulation_hidden", "bins")
+Differences = tuple[str, list[str], list[list[str]]]  # title, header and rows of a table
 OVER_SEEDS = "mean over seeds that both have [95 % interval, Student's t]"
 
 
-def paired(
-    found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES
-) -> tuple[str, list[str], list[list[str]]]:
-    """Title, header and rows of a table: accuracy less that of the first method, in points, a row for each other one.
+def paired(found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES) -> Differences:
+    """Accuracy less that of the first method, in points, a row for each other one.
 
     Differences are taken between runs of the same seed, which share their data, views and start as far as methods
     allow; then their mean and its 95 % interval by Student's t over three seeds or more. Fewer common seeds give a
@@ -35,9 +34,7 @@ def paired(
     return title, ["method", "common seeds", *(PROTOCOLS[p] for p in shown)], cells
 
 
-def additions(
-    found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES
-) -> tuple[str, list[str], list[list[str]]]:
+def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES) -> Differences:
     """As `paired`, of each method with actions less the one that differs from it in nothing but the actions.
 
     The last row is the mean over the identity models, seed by seed, where several have exact actions in bins.

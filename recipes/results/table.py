@@ -13,7 +13,7 @@ import tyro
 
 from recipes import records
 from recipes.results.cells import BASELINES, SEEDS, WITHOUT_PRESET, by_row, line, lines, seeds, spread
-from recipes.results.differences import additions
+from recipes.results.differences import Differences, additions
 from recipes.results.published import paper_value, published_speech
 from recipes.results.short import short
 from recipes.terminal import command
@@ -53,12 +53,12 @@ def accuracies(found: Sequence[records.Record]) -> tuple[list[str], list[list[st
     return list(HEADER[:shown]), [cells[:shown] for cells in rows]
 
 
-def markdown(found: Sequence[records.Record]) -> str:
-    """The table of `accuracies` and that of `additions`, with the commands, commits, hardware and dates below."""
-    title, header, rows = additions(found)
-    added = ["", f"{title[0].upper()}{title[1:]}:", "", *lines(header, rows)] if rows else []
+def markdown(found: Sequence[records.Record], differences: Differences | None = None) -> str:
+    """The table of `accuracies`, that of `differences`, and commands, commits, hardware and dates below."""
+    title, header, rows = differences or ("", [], [])
+    further = ["", f"{title}:", "", *lines(header, rows)] if rows else []
     origins = _origins([r for r in found if r.method != "raw pixels"])
-    return "\n".join([*lines(*accuracies(found)), *added, "", *origins])
+    return "\n".join([*lines(*accuracies(found)), *further, "", *origins])
 
 
 def speech_rows(found: Sequence[records.Record]) -> tuple[list[str], list[list[str]]]:
@@ -161,7 +161,7 @@ def render(path: Path) -> str:
             elif elsewhere:
                 text = outcomes(found)
             else:
-                text = speech(found) if spoken else markdown(found)
+                text = speech(found) if spoken else markdown(found, additions(found))
         except ValueError as error:
             raise ValueError(f"{path}, {name}: {error}") from error
         parts.append(f"## {name}\n\n{text}")

@@ -18,7 +18,7 @@ import tyro
 from recipes import records
 from recipes.command import typed_names
 from recipes.results import table as tables
-from recipes.results.cells import SPREAD, lines, tight
+from recipes.results.cells import SPREAD, tight
 from recipes.results.differences import paired
 from recipes.results.seeds import check_seeds
 from recipes.run import Outcome, check_schedule
@@ -131,24 +131,11 @@ def baselines(config: Config, folder: Path) -> list[records.Record]:
     return found
 
 
-def difference_lines(found: Sequence[records.Record]) -> list[str]:
-    """What `show_differences` shows, in Markdown; no lines where there are not two methods."""
-    title, header, rows = paired(found)
-    return ["", f"{title}:", "", *lines(header, rows)] if rows else []
-
-
-def show_differences(found: Sequence[records.Record], *, markdown: bool) -> None:
+def show_differences(found: Sequence[records.Record]) -> None:
     """Print by how much each method differs from the first, where there are several."""
     title, header, rows = paired(found)
-    if markdown:
-        print("\n".join(difference_lines(found)))
-    elif rows:
+    if rows:
         table(header, rows, title=title)
-
-
-def write_tables(found: Sequence[records.Record], path: Path) -> None:
-    """Write the tables as a Markdown file."""
-    path.write_text("\n".join([tables.markdown(found), *difference_lines(found)]) + "\n")
 
 
 def main(argv: list[str]) -> None:
@@ -180,13 +167,13 @@ def main(argv: list[str]) -> None:
         for config in {untrained(config): config for config in reversed(of.values())}.values():
             found += baselines(config, arguments.runs)
     if arguments.markdown:
-        print(tables.markdown(found))
+        print(tables.markdown(found, paired(found)))
     else:
         table(*tight(*tables.accuracies(found)), title=SPREAD)
-    show_differences(found, markdown=arguments.markdown)
+        show_differences(found)
     if arguments.out:
         if arguments.out.suffix == ".md":
-            write_tables(found, arguments.out)
+            arguments.out.write_text(tables.markdown(found, paired(found)) + "\n")
         else:
             records.write(found, arguments.out)
         say(f"written to {arguments.out}")

@@ -23,6 +23,7 @@ import tyro
 
 from recipes import records
 from recipes.results import table
+from recipes.results.differences import paired
 from recipes.results.seeds import check_seeds
 from recipes.run import Outcome, check_schedule
 from recipes.run_folder import check_writable
@@ -210,12 +211,12 @@ def report(arguments: Arguments, grid: grids.Grid, runs: Sequence[Run]) -> list[
     """Print the table, and write records, means and plot, of the runs that are done."""
     summaries, found = summarise(grid, runs)
     if arguments.markdown:
-        print(table.markdown(found))
+        print(table.markdown(found, paired(found)))
     else:
         show(summaries)
-    compare.show_differences(found, markdown=arguments.markdown)
+        compare.show_differences(found)
     if arguments.out and arguments.out.suffix == ".md":
-        compare.write_tables(found, arguments.out)
+        arguments.out.write_text(table.markdown(found, paired(found)) + "\n")
         say(f"written to {arguments.out}")
     elif arguments.out:
         records.write(found, arguments.out)
