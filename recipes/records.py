@@ -164,17 +164,21 @@ def update(records: Sequence[Record], path: Path) -> None:
 def merge(records: Sequence[Record], path: Path) -> None:
     """Write records beside those that the file holds already; a number that is measured again replaces the old one.
 
-    It is the same number where method, data, stage, metric and protocol are.
+    It is the same number where method, preset, data, seed, stage, metric and protocol are.
     """
-    fresh = {(r.method, r.data, r.stage, x.metric, x.protocol) for r in records for x in r.results}
-    again = {(r.method, r.data, r.stage) for r in records if not r.results}
+    fresh = {(*_of(r), x.metric, x.protocol) for r in records for x in r.results}
+    again = {_of(r) for r in records if not r.results}
     kept = []
     for old in read(path) if path.is_file() else []:
-        of = (old.method, old.data, old.stage)
-        results = [x for x in old.results if (*of, x.metric, x.protocol) not in fresh]
-        if results or (not old.results and of not in again):
+        results = [x for x in old.results if (*_of(old), x.metric, x.protocol) not in fresh]
+        if results or (not old.results and _of(old) not in again):
             kept.append(dataclasses.replace(old, results=results))
     write([*kept, *records], path)
+
+
+def _of(record: Record) -> tuple[str, str, str, int, str]:
+    """What a record's numbers are of."""
+    return record.method, record.preset, record.data, record.seed, record.stage
 
 
 def read(path: Path) -> list[Record]:

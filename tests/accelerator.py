@@ -10,7 +10,7 @@ torch knows the device as its third-party one (PrivateUse1), renamed to "simulat
 import this in a process of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 
 class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16, torch.float16]  # for `autocast(enabled=False)`: it has no rules for this device
+        return [torch.bfloat16, torch.float16]
 
 
 _setup_privateuseone_for_python_backend("simulated", backend_module=_Backend())
@@ -40,6 +40,31 @@ WAIT = {  # these wait for the device whatever their arguments
 COPIES = {"_to_copy", "copy_"}  # between host and device, when they are asked to
 MEETS_HOST = COPIES | {"index", "index_put_", "_index_put_impl_"}  # take host tensors: an index is uploaded
 
+
+# What autocast takes in its narrow type; one argument of another type then is an error, as on a GPU.
+NARROW = ("matmul", "mm", "mv", "bmm", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d")
+_AUTOCAST = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("AutocastPrivateUse1"))
+_rules = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")  # they hold as long as this object lives
+
+
+def _narrowed(name: str) -> Callable[..., Any]:
+    operation = getattr(torch.ops.aten, name)
+
+    def narrowed(*args: Any, **kwargs: Any) -> Any:
+        def cast(tensor: Tensor) -> Tensor:
+            wide = tensor.device.type == DEVICE.type and tensor.dtype == torch.float32
+            return tensor.to(torch.get_autocast_dtype(DEVICE.type)) if wide else tensor
+
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return operation(*tree_map_only(Tensor, cast, args), **tree_map_only(Tensor, cast, kwargs))
+
+    return narrowed
+
+
+_others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+_others.fallback(torch.library.fallthrough_kernel)  # autocast leaves them alone
+for _name in NARROW:
+    _rules.impl(_name, _narrowed(_name))
 
 _allowed: list[bool] = []  # stretches that may wait, one within the other
 

@@ -60,16 +60,24 @@ def tight(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[st
     ]
 
 
-def by_row(found: Sequence[records.Record], shared: Sequence[str]) -> list[tuple[str, list[records.Record]]]:
+def by_row(
+    found: Sequence[records.Record], shared: Sequence[str], *, alike: bool = True
+) -> list[tuple[str, list[records.Record]]]:
     """The records of each row by its name: the method, with the preset where several stand for it.
 
-    Methods in `shared` have one row whatever the preset. ValueError where runs of one row differ in a setting.
+    Methods in `shared` have one row whatever the preset. ValueError where runs of one row differ in a setting, unless
+    they need not be `alike`.
     """
     rows: dict[tuple[str, str], list[records.Record]] = {}
     for record in found:
         rows.setdefault((record.method, "" if record.method in shared else record.preset), []).append(record)
     for (method, _), of in rows.items():
-        _check_alike(method, of)
+        if alike:
+            _check_alike(method, of)
+    for method in shared:  # where each preset has brought its own, those of one count
+        first: dict[int, str] = {}
+        of = rows.get((method, ""), [])
+        of[:] = [record for record in of if first.setdefault(record.seed, record.preset) == record.preset]
     methods = [method for method, _ in rows]
     return [
         (f"{method} ({preset})" if methods.count(method) > 1 else method, of) for (method, preset), of in rows.items()

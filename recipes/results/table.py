@@ -111,8 +111,7 @@ def outcomes(found: Sequence[records.Record]) -> str:
 
     columns = dict.fromkeys(column(r, x) for r in found for x in r.results)
     rows = []
-    for method in dict.fromkeys(record.method for record in found):
-        of = [record for record in found if record.method == method]
+    for method, of in by_row(found, (), alike=False):  # shares of labels are trained differently
         cells = []
         for name in columns:
             values = [x.value for r in of for x in r.results if column(r, x) == name]

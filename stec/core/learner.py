@@ -125,9 +125,10 @@ class Learner(lightning.LightningModule):
         return (*self.objective.names, "loss", *(("online",) if self.probe is not None else ()))
 
     def make_pair(self, batch: Any, step: int) -> ViewPair:
-        """The views of a batch at a step: the same on every call."""
+        """The views of a batch at a step: the same on every call, and whatever autocast the networks run under."""
         generator = torch.Generator().manual_seed(step_seed(self.seed, step, stream=2 + distributed.rank()))
-        pair = self.views(batch, generator)
+        with torch.autocast(self.device.type, enabled=False):
+            pair = self.views(batch, generator)
         if not self.channels_last:
             return pair
         x, x_prime = (view if view is None else _channels_last(view) for view in (pair.x, pair.x_prime))

@@ -18,6 +18,7 @@ from stec.vision.decoding import FORMATS, ORIENTATION, decode_rgb
 from stec.vision.folder import ImageFiles
 
 Progress = Callable[[int, int], None]  # files done, of how many
+WIDTH, LENGTH = 256, 257  # TIFF's tags
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +64,8 @@ def header_size(path: str | Path) -> tuple[int, int] | None:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             try:
+                if image.format == "TIFF":  # as in the file: Pillow's own size is upright in some versions
+                    width, height = (int(image.tag_v2[tag]) for tag in (WIDTH, LENGTH))  # type: ignore[attr-defined]
                 note = image.getexif() if image.format != "PNG" else Image.Exif()
                 if image.format == "PNG" and "exif" in image.info:  # its getexif() would decode all pixels first
                     note.load(image.info["exif"])
@@ -120,8 +123,10 @@ def hold(
 
     def fill(i: int) -> None:
         image = decode_rgb(files.path(i))
-        height, width = sizes[i]
-        if held_size(image.height, image.width, short=short) != (height, width):
+        height, width = held_size(image.height, image.width, short=short)
+        if (width, height) == sizes[i]:  # turned by a note behind the pixels, which the header does not show
+            held.sizes[i] = torch.tensor([height, width])
+        elif (height, width) != sizes[i]:
             raise ValueError(f"{files.path(i)} has another size than its header says; save it again, or remove it")
         if image.size != (width, height):
             image = functional.resize(image, [height, width], antialias=True)

@@ -91,8 +91,9 @@ def resample(images: Tensor, rows: Taps, columns: Taps) -> Float[Tensor, "b c h 
     tensor([0., 1., 3., 4.])
     """
     if images.device.type != "cpu":
-        across = images.float().flatten(1, 2) @ columns.dense().mT  # one matrix for all rows of all channels
-        return rows.dense()[:, None] @ across.unflatten(1, (images.shape[1], -1))
+        with torch.autocast(images.device.type, enabled=False):  # bf16 would round pixels to 256 levels of their own
+            across = images.float().flatten(1, 2) @ columns.dense().mT  # one matrix for all rows of all channels
+            return rows.dense()[:, None] @ across.unflatten(1, (images.shape[1], -1))
     turned = images.mT.to(torch.float32, memory_format=torch.contiguous_format).contiguous()
     return _combine(_combine(turned, columns).mT.contiguous(), rows)
 

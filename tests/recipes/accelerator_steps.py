@@ -37,7 +37,7 @@ from stec.core.batches import EpochBatches
 from stec.core.learner import Learner
 from stec.vision.data import ImageSet, ResidentLoader
 from stec.vision.multicrop import MultiCrop
-from stec.vision.views import SIMCLR_CIFAR, SIMCLR_STL, CroppedPair
+from stec.vision.views import SIMCLR_CIFAR, SIMCLR_STL, CroppedPair, two_views
 
 STEPS = 2
 CPU = torch.device("cpu")
@@ -55,8 +55,8 @@ class Steps(NamedTuple):
 Case = Callable[[torch.device], Steps]
 
 
-def take_steps(learner: Learner, batches: Iterator[Any], device: torch.device) -> Steps:
-    """Train on a device by hand, as the trainer does."""
+def take_steps(learner: Learner, batches: Iterator[Any], device: torch.device, *, bf16: bool) -> Steps:
+    """Train on a device by hand, as the trainer does; its mixed precision is around the whole training step."""
     launches, of_views, views = [], [], learner.views
 
     def counted(batch: Any, generator: torch.Generator) -> ViewPair:
@@ -75,7 +75,8 @@ def take_steps(learner: Learner, batches: Iterator[Any], device: torch.device) -
         for trainer.global_step in range(STEPS):
             simulation.launches = []
             with allowed_to_wait() if trainer.global_step == 0 else nullcontext():
-                loss = learner.training_step(next(batches), trainer.global_step)
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+                    loss = learner.training_step(next(batches), trainer.global_step)
                 optimizer.zero_grad()
                 loss.backward()
                 learner.optimizer_step(0, trainer.global_step, optimizer, None)
@@ -109,6 +110,7 @@ def images(
     name: str,
     batches: Callable[[torch.device], Iterator[Any]] = resident,
     views: Callable[..., Any] | None = None,
+    bf16: bool = False,
     **changes: object,
 ) -> Case:
     """A small network of a preset's method, on views with every photometric change."""
@@ -131,7 +133,7 @@ def images(
         learner = image_run.build_learner(config, (32, 32), 4, batches=None)
         if views is not None:
             learner.views = views(config.augmentation, COPIES[config.action])
-        return take_steps(learner, batches(device), device)
+        return take_steps(learner, batches(device), device, bf16=bf16)
 
     return case
 
@@ -148,7 +150,7 @@ def masked(law: Any, copy: Any) -> MultiCrop:
     return MultiCrop(law, copy, n_large=3, small=small, n_small=2, mask=saliency, p_mask=0.3)
 
 
-def speech(made: Speech, *, resident: bool = True, **changes: object) -> Case:
+def speech(made: Speech, *, resident: bool = True, bf16: bool = False, **changes: object) -> Case:
     """A small run on speech; the corpus lies on the device, or batches of it are moved there."""
     config = tiny(made, check_every=1000, **changes)
 
@@ -170,7 +172,7 @@ def speech(made: Speech, *, resident: bool = True, **changes: object) -> Case:
                 for batch in loader:
                     yield tree_map_only(Tensor, lambda value: value.to(device, non_blocking=True), batch)
 
-        return take_steps(learner, batches(), device)
+        return take_steps(learner, batches(), device, bf16=bf16)
 
     return case
 
@@ -187,6 +189,11 @@ def all_cases(made: Speech) -> dict[str, Case]:
     for name, changes in SPEECH.items():
         cases[f"speech {name}"] = speech(made, **changes)
     cases["speech moved"] = speech(made, resident=False)
+    cases |= {f"bf16 {name}": images(name, bf16=True) for name in ("tiny-stec", "tiny-byol-stec")}
+    cases["bf16 streamed exact"] = images("tiny-stec", streamed, bf16=True)
+    cases["bf16 masked multi-crop"] = images("tiny-stec", views=masked, bf16=True)
+    cases["bf16 micro-batches"] = images("tiny-moco-stec", micro_batch=16, bf16=True)
+    cases |= {f"bf16 speech {name}": speech(made, bf16=True, **SPEECH[name]) for name in ("cpc", "pooled", "frames")}
     return cases
 
 
@@ -222,7 +229,14 @@ def rules() -> dict[str, str]:
     with Simulation(), allowed_to_wait():
         value = torch.arange(6.0).to(DEVICE).view(2, 3)
         place, host = torch.tensor([1]).to(DEVICE), torch.ones(2, 3)
+        pixels = torch.full((4, 3, 32, 32), 200, dtype=torch.uint8).to(DEVICE)
         chosen = value > 2
+
+    def views_in_bf16() -> Tensor:
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
+            assert (value @ value.mT).dtype == torch.bfloat16
+            return two_views(pixels, generator=torch.Generator().manual_seed(0), augmentation=SIMCLR_STL).x
+
     deeds: dict[str, Callable[[], Any]] = {
         "mixed": lambda: value + host,
         "item": lambda: value.sum().item(),
@@ -244,6 +258,7 @@ def rules() -> dict[str, str]:
         "index": lambda: value[place],
         "where": lambda: torch.where(chosen, value, 0.0),
         "made there": lambda: torch.full((2,), 3.0, device=DEVICE),
+        "views in bf16": views_in_bf16,
         "view and write": lambda: value.clone()[0].fill_(1.0),
     }
     said = {}

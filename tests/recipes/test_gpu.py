@@ -37,8 +37,8 @@ def test_a_training_step_never_waits_for_the_device(end: str, precision: torch.d
     views = networks.views(config)
 
     def step(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        pair = views(batch, torch.Generator().manual_seed(0))
         with torch.autocast("cuda", dtype=precision, enabled=precision != torch.float32):
+            pair = views(batch, torch.Generator().manual_seed(0))
             slow = encode(target, pair, large_only=True) if target else None
             loss = objective(encode(encoder, pair), slow, pair)["loss"]
         loss.backward()

@@ -228,3 +228,26 @@ def test_a_number_that_is_measured_again_replaces_itself_alone(tmp_path: Path) -
         ("SimCLR", "other", "evaluate", "linear"): (0.7, "commit"),
         ("SimCLR", "folder", "pretrain", "linear"): (0.8, "commit"),
     }
+
+
+def test_encoders_of_several_presets_have_a_row_each_elsewhere() -> None:
+    def of(name: str, value: float, share: float) -> Record:
+        found = [Result("accuracy", value, f"{share:.0%} of the labels")]
+        return dataclasses.replace(RECORD, preset=name, stage="finetune", results=found, settings={"share": share})
+
+    text = outcomes([of("tiny-stec", 0.2, 0.01), of("small-stec", 0.9, 0.01), of("tiny-stec", 0.4, 0.1)])
+    assert "| SimCLR (tiny-stec) | 1 | 20.0 | 40.0 |" in text
+    assert "| SimCLR (small-stec) | 1 | 90.0 |  |" in text
+
+
+def test_numbers_of_another_seed_or_preset_stand_beside_each_other(tmp_path: Path) -> None:
+    """As after `evaluate --out all.json` of four runs; raw pixels, which each brings along, count once for a seed."""
+    path = tmp_path / "all.json"
+    for i, (seed, name) in enumerate([(0, "tiny-simclr"), (1, "tiny-simclr"), (0, "tiny-byol"), (1, "tiny-byol")]):
+        own = dataclasses.replace(RECORD, preset=name, method=name, seed=seed)
+        pixels = dataclasses.replace(own, method="raw pixels", results=[Result("accuracy", 0.1 * (i + 1), "knn")])
+        merge([pixels, dataclasses.replace(own, results=[Result("accuracy", 0.5, "knn")])], path)
+        merge([dataclasses.replace(pixels, results=[Result("accuracy", 0.3, "linear")])], path)
+    table = markdown(read(path)).splitlines()
+    assert "| raw pixels | 2 | 30.0 ± 0.0 |  | 15.0 ± 7.1 |  |" in table
+    assert sum(line.startswith(("| tiny-simclr | 2 |", "| tiny-byol | 2 |")) for line in table) == 2

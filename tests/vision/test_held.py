@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 from stec.core.actions import ViewPair
 from stec.vision.decoding import ORIENTATION, decode, decode_rgb
 from stec.vision.folder import ImageFiles, image_folder
-from stec.vision.held import HeldImages, held_size, hold, several_sizes
+from stec.vision.held import HeldImages, header_size, held_size, hold, several_sizes
 from stec.vision.streaming import CroppedPairs, EvalImages, collate
 from stec.vision.views import CROP_FLIP, EXACT, TwoViews
 
@@ -132,6 +132,36 @@ def test_sizes_are_those_of_upright_images(tmp_path: Path, files: ImageFiles) ->
     assert not several_sizes(both)
     (tmp_path / "class1" / "torn.png").write_bytes(b"")
     assert not several_sizes(ImageFiles.of(tmp_path, [tmp_path / "class1" / "torn.png"], torch.tensor([0]), ("a",)))
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "webp"])
+def test_every_turn_of_every_format_is_that_of_the_decoded_image(tmp_path: Path, kind: str, turn: int) -> None:
+    """A TIFF's size is upright already in some versions of Pillow."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    path = tmp_path / f"x.{kind}"
+    Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)).save(path, kind, exif=exif)
+    assert header_size(path) == tuple(decode(path).shape[1:]) == ((20, 30) if turn < 5 else (30, 20))
+
+
+def test_an_image_that_is_turned_by_a_note_behind_its_pixels(tmp_path: Path) -> None:
+    """PNG allows eXIf after the pixels, where a look at the header does not find it."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(256, size=(20, 30, 3), dtype=np.uint8)).save(path, exif=exif)
+        whole = path.read_bytes()
+        length = int.from_bytes(whole[(start := whole.index(b"eXIf") - 4) : start + 4])
+        note = whole[start : start + length + 12]
+        path.write_bytes(whole.replace(note, b"").replace(whole[-12:], note + whole[-12:]))
+    files = image_folder(tmp_path, labelled=False)
+    assert header_size(files.path(0)) == (20, 30)
+    there = held(files)
+    assert there.sizes.tolist() == [[30, 20], [30, 20]]
+    assert all(torch.equal(there.decode(i), decode(files.path(i))) for i in range(2))
 
 
 def test_other_pixels_shapes_and_labels_have_another_checksum(files: ImageFiles) -> None:

@@ -254,9 +254,11 @@ def lag_free_nce(
     size = b if group is None else group
     among = group_candidates(b, group, candidates, device=queries.device)
     total = queries.new_zeros((), dtype=torch.promote_types(queries.dtype, torch.float32))
+    queries, keys = queries.to(total.dtype), keys.to(total.dtype)
     for start in range(0, b, size):
         part = slice(start, start + size)
-        scores = torch.einsum("btf,cuf->btcu", queries[part], keys[part]).to(total.dtype)  # (g, t, g, u)
+        with torch.autocast(device_type=queries.device.type, enabled=False):
+            scores = torch.einsum("btf,cuf->btcu", queries[part], keys[part])  # (g, t, g, u)
         mask = among[part, part]
         usable = mask.any(dim=1)
         # A row without candidates keeps finite numbers, and is left out of the sum.
@@ -286,8 +288,9 @@ def switch_nll(
     >>> switch_nll(torch.zeros(3, 2), torch.randn(3, 5, 2), same=here, different=~here)
     tensor([0.6931, 0.6931])
     """
-    scores = torch.einsum("mf,buf->mbu", objects, frames)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    wide = torch.promote_types(objects.dtype, torch.float32)
+    with torch.autocast(device_type=objects.device.type, enabled=False):
+        scores = torch.einsum("mf,buf->mbu", objects.to(wide), frames.to(wide))
     stay = F.softplus(-scores).mean(dim=2)  # -log sigmoid
     leave = F.softplus(scores).mean(dim=2)
     return torch.stack(
