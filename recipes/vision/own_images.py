@@ -75,7 +75,7 @@ def hold_out(config: Config, share: float, folder: Path) -> tuple[Config, str]:
         raise ValueError(f"{root} does not exist; give --root a folder of images")
     if inputs.folder_split(root, "test"):
         raise ValueError(f"{root} has a test split already; leave --holdout out")
-    if inputs.folder_split(root, "train"):
+    if inputs.folder_split(root, "train") and not inputs.has_classes(root):  # else "train" is one of them
         raise ValueError(f"{root} has train/ and no test split; give --root {root / 'train'}, of which a share can go")
     if not inputs.has_classes(root):
         raise ValueError(
@@ -89,6 +89,8 @@ def hold_out(config: Config, share: float, folder: Path) -> tuple[Config, str]:
         if path.is_file():
             break
         time.sleep(1.0)
+    if not path.is_file():
+        raise ValueError(f"the first process has written no {path} for {PATIENCE} s; see what it says, and start again")
     split = splits.read_split(path)
     if (Path(split.root), split.holdout) != (root.absolute(), share):
         raise ValueError(

@@ -57,6 +57,11 @@ def held_out(labels: Int[Tensor, " n"], share: float, *, seed: int) -> Int[Tenso
 def make_split(root: Path, holdout: float, *, seed: int) -> Split:
     """The split of a folder of class folders. ValueError as `image_folder` and `held_out`."""
     files = image_folder(root, labelled=True)
+    counts = files.labels.bincount(minlength=len(files.classes)).tolist()
+    if single := [name for name, count in zip(files.classes, counts) if count == 1]:
+        raise ValueError(
+            f"{root / single[0]} holds a single image, of which no share can be held out; add images, or remove it"
+        )
     test = held_out(files.labels, holdout, seed=seed)
     left = torch.ones(len(files), dtype=torch.bool)
     left[test] = False

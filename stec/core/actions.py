@@ -135,8 +135,8 @@ class Allocentric:
 class Bins(nn.Module):
     """Clusters each component of an action into K bins (principle e, Eq. 3); the edges live in the checkpoint.
 
-    Values beyond the outer bins count as the outer bins; NaN has no bin, so mark its pair invalid. Build one with
-    `uniform` or `quantile`, or from inner edges (d, K - 1).
+    Values beyond the outer bins count as the outer bins. NaN has no bin and is given K, which no loss takes: mark its
+    pair invalid. Build one with `uniform` or `quantile`, or from inner edges (d, K - 1).
 
     >>> Bins.uniform(-2.0, 2.0, 4)(torch.tensor([[-1.5, 0.0, 9.0]]))
     tensor([[0, 2, 3]])
@@ -149,6 +149,8 @@ class Bins(nn.Module):
         super().__init__()
         if edges.ndim != 2 or edges.shape[1] < 1:
             raise ValueError(f"edges have shape {tuple(edges.shape)}; need (components, bins - 1), at least two bins")
+        if not bool(edges.isfinite().all()):
+            raise ValueError(f"edges of bins are {edges.tolist()}; need finite ones: leave NaN and infinity out")
         if flat := (edges.diff(dim=1) <= 0).any(dim=1).nonzero().flatten().tolist():
             raise ValueError(
                 f"{edges.shape[1] + 1} bins: their edges do not rise strictly in component {flat[0]}, where values "
@@ -205,10 +207,12 @@ class Bins(nn.Module):
         if self.affine.numel():
             low, high = self.affine
             position = (actions - low) / (high - low) * self.bins - 0.5
-            return position.round().clamp(0, self.bins - 1).long()
-        if d == 1:
-            return torch.bucketize(actions, self.edges[0], right=True)
-        return torch.searchsorted(self.edges, actions.T.contiguous(), right=True).T.contiguous()
+            found = position.round().clamp(0, self.bins - 1).long()
+        elif d == 1:
+            found = torch.bucketize(actions, self.edges[0], right=True)
+        else:
+            found = torch.searchsorted(self.edges, actions.T.contiguous(), right=True).T.contiguous()
+        return found.masked_fill_(actions.isnan(), self.bins)
 
 
 class Chance(NamedTuple):

@@ -46,10 +46,10 @@ class Learner(lightning.LightningModule):
     what models tell of themselves, as means over processes. Features that collapse are warned of once
     (`CollapseWatch`).
 
-    The probe takes plain steps of `probe_lr`, under the same schedule. `compiled` compiles the encoder. `micro_batch`
-    is the number of views whose activations are kept at a time, for batches that are larger than the memory; see
-    `stec.core.micro.MicroBatches`, also for `statistics`. `record` is what a checkpoint says of itself: plain values
-    that recreate the networks.
+    The probe takes steps of `probe_lr` by the optimiser's own rule, under the same schedule; LARS does not adapt them.
+    `compiled` compiles the encoder. `micro_batch` is the number of views whose activations are kept at a time, for
+    batches that are larger than the memory; see `stec.core.micro.MicroBatches`, also for `statistics`. `record` is what
+    a checkpoint says of itself: plain values that recreate the networks.
     """
 
     def __init__(
@@ -215,6 +215,11 @@ class Learner(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError("accumulating gradients is no larger contrastive batch: give micro_batch in place of it")
+        if math.isfinite(steps := self.trainer.estimated_stepping_batches) and steps > self.total_steps:
+            raise ValueError(
+                f"the trainer takes {steps:,} steps and total_steps is {self.total_steps:,}, after which the rate "
+                "would be 0; give the same number to both"
+            )
         self._trace, self._taken_up = [row.to(self.device) for row in self._taken_up], []
         self._read = self.global_step - len(self._trace)
 

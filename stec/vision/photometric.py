@@ -47,9 +47,12 @@ def adjust_saturation(images: Images, factor: PerImage) -> Images:
     return _blend(images.clone(), _columns(factor, 1 - factor, torch.zeros_like(factor)))
 
 
+@torch.no_grad()
 def adjust_hue(images: Images, shift: PerImage) -> Images:
-    """Hue turned by `shift` in [-0.5, 0.5] of the colour circle; value and saturation (of HSV) stay."""
-    return _turn_hue(images.clone(), _channel_shifts(shift).T[..., None, None])
+    """Hue turned by `shift` in [-0.5, 0.5] of the colour circle; value and saturation (of HSV) stay. No gradient."""
+    wide = torch.promote_types(images.dtype, torch.float32)
+    turned = _turn_hue(images.to(wide, copy=True), _channel_shifts(shift.to(wide)).T[..., None, None])
+    return turned.to(images.dtype)
 
 
 def grayscale(images: Images) -> Images:

@@ -225,7 +225,10 @@ def check_images(images: Tensor, generator: torch.Generator) -> None:
             f"images have shape {tuple(images.shape)}; need a batch (b, 3, h, w) of colour images. "
             "Grey images (b, 1, h, w) become colour by images.expand(-1, 3, -1, -1)"
         )
-    if images.is_floating_point() and images.device.type == "cpu" and float(images.amax()) > 1.0:  # no wait on a CPU
-        raise ValueError(f"float images reach {float(images.amax()):g}; need values in [0, 1]: divide by 255")
+    if images.is_floating_point() and images.device.type == "cpu":  # where looking waits for nothing
+        low, high = (float(end) for end in images.aminmax())
+        if not (low >= 0.0 and high <= 1.0):
+            cure = "divide by 255" if high > 2.0 else "scale or clamp them, before they are normalised"
+            raise ValueError(f"float images lie between {low:.8g} and {high:.8g}; need values in [0, 1]: {cure}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"images are {images.dtype}; need uint8 in [0, 255] or floats in [0, 1]")

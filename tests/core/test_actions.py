@@ -1,6 +1,7 @@
 """Groups, efference copies and bins of stec.core.actions."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stec.core.actions import Allocentric, Bins, Egocentric, chance_level, step_seed
+from stec.core.losses import binned_nll
 
 
 class Scaling:
@@ -107,6 +109,21 @@ def test_chance_level_of_a_skewed_component() -> None:
     torch.testing.assert_close(chance.accuracy, torch.tensor([0.75, 1.0]))
 
 
+@pytest.mark.parametrize("rounding", ["floor", "half_even"])
+@pytest.mark.parametrize("d", [1, 2])
+def test_what_is_not_a_number_has_no_bin(rounding: Literal["floor", "half_even"], d: int) -> None:
+    """An edge belongs to the upper bin, infinity to the outer ones; NaN is given K, which no valid pair may have."""
+    bins = Bins.uniform([-2.0] * d, [2.0] * d, 4, rounding)
+    values = torch.tensor([-math.inf, -2.0, -1.0, 0.0, 1.0, 2.0, math.inf, math.nan])
+    expected = [0, 0, 1, 2, 3, 3, 3, 4] if rounding == "floor" else [0, 0, 0, 2, 2, 3, 3, 4]
+    found = bins(values[:, None].expand(-1, d))
+    assert found.tolist() == [[value] * d for value in expected]
+    logits = torch.zeros(8, d, 4)
+    assert float(binned_nll(logits, found, valid=torch.arange(8) < 7)) == pytest.approx(math.log(4))
+    with pytest.raises(ValueError, match="NaN has none: mark its pair invalid"):
+        binned_nll(logits, found)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -114,6 +131,8 @@ def test_chance_level_of_a_skewed_component() -> None:
         (lambda: Bins.uniform(-2.0, 2.0, 1), "at least 2"),
         (lambda: Bins.uniform(-2.0, 2.0, 6, "ceil"), "half_even"),
         (lambda: Bins.quantile(torch.zeros(100, 1), 6), "rise strictly"),
+        (lambda: Bins.quantile(torch.tensor([[0.0], [1.0], [math.nan]]), 2), "leave NaN and infinity out"),
+        (lambda: Bins.uniform(0.0, math.inf, 4), "leave NaN and infinity out"),
         (lambda: Bins.uniform([-1.0, -1.0], [1.0, 1.0], 6)(torch.zeros(3, 4)), "2 components"),
     ],
 )

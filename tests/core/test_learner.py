@@ -461,6 +461,11 @@ def test_processes_draw_different_views(monkeypatch: pytest.MonkeyPatch) -> None
     assert not torch.equal(first, learner.make_pair(batch, 5).x)
 
 
+def test_a_trainer_that_goes_on_beyond_the_schedule_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="takes 12 steps and total_steps is 11"):
+        fit(a_learner(steps=11), a_trainer(tmp_path, steps=12, epochs=100))
+
+
 def test_accumulating_gradients_is_refused(tmp_path: Path) -> None:
     trainer = a_trainer(tmp_path)
     trainer.accumulate_grad_batches = 2

@@ -198,8 +198,9 @@ def test_what_an_invalid_row_holds_reaches_no_gradient(poison: float) -> None:
 
 
 def test_a_bin_out_of_range_is_an_error_and_never_ignored() -> None:
-    with pytest.raises(IndexError):
-        binned_nll(torch.zeros(1, 1, 6), torch.tensor([[-100]]))
+    for wrong in (-100, -1, 6):
+        with pytest.raises(ValueError, match=f"between {min(wrong, 5)} and {max(wrong, 5)}"):
+            binned_nll(torch.zeros(2, 1, 6), torch.tensor([[wrong], [5]]))
 
 
 def test_a_second_derivative_raises() -> None:

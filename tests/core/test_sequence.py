@@ -380,6 +380,20 @@ def test_switch_nll_against_binary_cross_entropy() -> None:
     assert torch.allclose(switch_nll(u, z, same=same, different=~same), expected, rtol=1e-12)
 
 
+def test_time_insensitive_losses_are_computed_in_float32_under_autocast() -> None:
+    u, q, z = random(4, 16).float(), random(4, 3, 16).float(), random(4, 5, 16, seed=1).float()
+    same = torch.eye(4, dtype=torch.bool)
+    plain = lag_free_nce(q, z), switch_nll(u, z, same=same, different=~same)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        narrow = lag_free_nce(q, z), switch_nll(u, z, same=same, different=~same)
+    for found, expected in zip(narrow, plain):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    # and features that come in bf16 are multiplied as what they are
+    halves = lag_free_nce(q.bfloat16(), z.bfloat16()), lag_free_nce(q.bfloat16().float(), z.bfloat16().float())
+    torch.testing.assert_close(*halves, rtol=0, atol=0)
+
+
 def test_cpc_of_two_views_is_the_mean_of_both() -> None:
     model: CPC = CPC(LinearPredictor(3, 5, steps=2), negatives="batch group", batch_group=2).double()
     two = features(views=2)

@@ -235,6 +235,9 @@ def test_other_processes_wait_for_the_split_of_the_first(
     monkeypatch.setattr("recipes.vision.own_images.time.sleep", sleep)
     config, line = own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "run")
     assert waited == [1.0]
+    monkeypatch.setattr("recipes.vision.own_images.time.sleep", waited.append)
+    with pytest.raises(ValueError, match=r"has written no .*other/split\.json for 60 s"):
+        own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "other")
     assert config.root == tmp_path / "run" / "split.json"
     assert line.startswith("5 of 25 images held out")
 
@@ -259,6 +262,14 @@ def test_chance_is_that_of_the_shapes_that_are_held(tmp_path: Path) -> None:
     assert level["wide"] < math.log(6) - 0.08
 
 
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("bus", "car", "train"):
+        save(tmp_path / "vehicles" / name, 4)
+    config, line = own_images.hold_out(config_of("folder-small", tmp_path / "vehicles"), 0.25, tmp_path)
+    assert line.startswith("3 of 12 images")
+    assert splits.read_split(config.root or Path()).classes == ("bus", "car", "train")
+
+
 def test_what_cannot_be_split_is_refused(classes: Path, tmp_path: Path) -> None:
     def refused(root: Path, words: str, share: float = 0.2, **changes: Any) -> None:
         with pytest.raises(ValueError, match=words):
@@ -270,9 +281,12 @@ def test_what_cannot_be_split_is_refused(classes: Path, tmp_path: Path) -> None:
     save(tmp_path / "both" / "train" / "a", 2)
     save(tmp_path / "both" / "test" / "a", 2)
     refused(tmp_path / "flat", "has no classes to hold a share of out")
-    refused(tmp_path / "single", "class 0 has a single image")
+    refused(tmp_path / "single", "single/a holds a single image")
     refused(tmp_path / "both", "has a test split already")
     refused(tmp_path / "nowhere", "nowhere does not exist")
+    save(tmp_path / "half" / "train" / "a", 2)
+    save(tmp_path / "half" / "train" / "b", 2)
+    refused(tmp_path / "half", "has train/ and no test split; give --root .*half/train")
     refused(classes, "holdout is 1.0; need a share", share=1.0)
     refused(classes, "reads no such folder", data="cifar10")
     assert not (tmp_path / "run").exists()

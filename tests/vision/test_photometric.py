@@ -70,6 +70,15 @@ def test_hue_at_the_corners_of_the_circle(shift: float) -> None:
     torch.testing.assert_close(turned, TF.adjust_hue(images, shift), atol=5e-6, rtol=0)
 
 
+@pytest.mark.parametrize("narrow", [torch.float16, torch.bfloat16])
+def test_hue_of_narrow_images_is_rounded_once(narrow: torch.dtype) -> None:
+    images = torch.cat([colours(), colours().mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)]).to(narrow)
+    shift = torch.full((len(images),), 0.2)
+    turned = photometric.adjust_hue(images, shift)
+    assert torch.equal(turned, photometric.adjust_hue(images.float(), shift).to(narrow))
+    assert turned.isfinite().all()
+
+
 def test_hue_keeps_greys_and_turns_red_to_green_to_blue() -> None:
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
     third = torch.tensor([1 / 3])

@@ -170,6 +170,10 @@ def test_pairs_cropped_by_workers_get_the_same_changes_and_labels() -> None:
         (torch.zeros(3, 8, 8), r"need a batch"),
         (torch.zeros(0, 3, 8, 8), r"shape \(0, 3, 8, 8\)"),
         (torch.zeros(4, 3, 8, 8, dtype=torch.long), r"torch.int64; need uint8"),
+        (torch.full((4, 3, 8, 8), 255.0), r"between 255 and 255; need values in \[0, 1\]: divide by 255"),
+        (torch.linspace(-1, 1, 4 * 192).view(4, 3, 8, 8), r"between -1 and 1; need values in \[0, 1\]: scale or clamp"),
+        (torch.full((4, 3, 8, 8), 1.0000002), r"and 1.0000002; need values in"),
+        (torch.tensor([torch.nan, *[0.5] * 191]).view(1, 3, 8, 8), r"between nan and nan"),
     ],
 )
 def test_what_is_no_batch_of_colour_images_is_refused(images: Tensor, message: str) -> None:

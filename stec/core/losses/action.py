@@ -21,7 +21,9 @@ def binned_nll(
 ) -> Float[Tensor, ""]:
     """Eq. 3: -log softmax(logits)[bin], mean over valid pairs and over the d components, in nats.
 
-    Equal logits give log k; no valid pair gives exactly 0. The paper sums over components: d times this.
+    Equal logits give log k; no valid pair gives exactly 0. The paper sums over components: d times this. A valid pair
+    whose bin is none of the k, as that of an action that is NaN, raises ValueError on the CPU, and stops the program on
+    a device, where nobody waits to look.
 
     >>> binned_nll(torch.zeros(2, 4, 6), torch.zeros(2, 4, dtype=torch.long))   # log 6
     tensor(1.7918)
@@ -30,7 +32,14 @@ def binned_nll(
     logits = logits.to(wide)
     if valid is not None:  # whatever an invalid row holds, it reaches neither the loss nor the gradient
         logits, bins = logits.where(valid[:, None, None], 0.0), bins.where(valid[:, None], 0)
-    # No bin is to be ignored: one out of range is an error.
+    if bins.device.type == "cpu" and bins.numel():  # where looking waits for nothing
+        low, high = (int(end) for end in bins.aminmax())
+        if low < 0 or high >= logits.shape[2]:
+            raise ValueError(
+                f"bins of valid pairs lie between {low} and {high}, and there are {logits.shape[2]}, from 0 on; an "
+                "action that is NaN has none: mark its pair invalid"
+            )
+    # No bin is to be ignored: one out of range is an error on every device.
     nll = F.cross_entropy(logits.flatten(0, 1), bins.flatten(), reduction="none", ignore_index=NO_BIN)
     return mean_over_valid(nll.view_as(bins), valid)
 
