@@ -2,19 +2,31 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from recipes import records
 from recipes.results.cells import BASELINES, NOT_OF_METHOD, by_row
 from recipes.results.intervals import interval
 
-PROTOCOLS = {"linear": "linear", "logistic": "logistic", "knn": "kNN"}
+Column = tuple[str, str]  # of a result: its metric and its protocol
+IMAGES: dict[str, Column] = {
+    "linear": ("accuracy", "linear"),
+    "logistic": ("accuracy", "logistic"),
+    "kNN": ("accuracy", "knn"),
+}
+SPEECH: dict[str, Column] = {  # all read off the context by linear layers
+    "phones": ("phone accuracy", "linear"),
+    "speakers, by frame": ("speaker accuracy", "frame"),
+    "speakers, by utterance": ("speaker accuracy", "utterance"),
+}
 OF_ACTIONS = ("preset", "lambda_manip", "action", "manipulation", "manipulation_hidden", "bins")
 Differences = tuple[str, list[str], list[list[str]]]  # title, header and rows of a table
 OVER_SEEDS = "mean over seeds that both have [95 % interval, Student's t]"
 
 
-def paired(found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES) -> Differences:
+def paired(
+    found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES, columns: Mapping[str, Column] = IMAGES
+) -> Differences:
     """Accuracy less that of the first method, in points, a row for each other one.
 
     Differences are taken between runs of the same seed, which share their data, views and start as far as methods
@@ -25,13 +37,14 @@ def paired(found: Sequence[records.Record], *, baselines: Sequence[str] = BASELI
     if len(rows) < 2:
         return "", [], []
     (first, reference), *others = rows
-    shown = [p for p in PROTOCOLS if _by_seed(reference, p)]
+    shown = {name: column for name, column in columns.items() if _by_seed(reference, column)}
     cells = []
     for name, of in others:
         common = sorted({r.seed for r in reference} & {r.seed for r in of})
-        cells.append([name, str(len(common)), *(_cell(list(_differences(reference, of, p).values())) for p in shown)])
+        values = (list(_differences(reference, of, column).values()) for column in shown.values())
+        cells.append([name, str(len(common)), *map(_cell, values)])
     title = f"accuracy less that of {first}, points: {OVER_SEEDS}"
-    return title, ["method", "common seeds", *(PROTOCOLS[p] for p in shown)], cells
+    return title, ["method", "common seeds", *shown], cells
 
 
 def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BASELINES) -> Differences:
@@ -41,7 +54,7 @@ def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BAS
     """
     title, header = f"what actions add to accuracy, points: {OVER_SEEDS}", ["method", "common seeds"]
     trained = [(name, of) for name, of in by_row(found, baselines) if name not in baselines and of[0].settings]
-    shown = [p for p in PROTOCOLS if any(_by_seed(of, p) for _, of in trained)]
+    shown = {name: column for name, column in IMAGES.items() if any(_by_seed(of, column) for _, of in trained)}
     rows, exact = [], []
     for name, of in trained:
         settings = of[0].settings
@@ -53,15 +66,15 @@ def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BAS
         ]
         if not settings.get("lambda_manip") or not alone:
             continue
-        by = {p: _differences(alone, of, p) for p in shown}
-        rows.append([name, str(max(map(len, by.values()))), *(_cell(list(by[p].values())) for p in shown)])
+        by = [_differences(alone, of, column) for column in shown.values()]
+        rows.append([name, str(max(map(len, by))), *(_cell(list(each.values())) for each in by)])
         if (settings.get("action"), settings.get("manipulation")) == ("exact", "binned"):
             exact.append((settings.get("identity"), by))
     if len(exact) > 1 and len({identity for identity, _ in exact}) == len(exact):
-        means = [_means([by[p] for _, by in exact]) for p in shown]
+        means = [_means(of_models) for of_models in zip(*(by for _, by in exact))]
         name = f"mean of the {len(exact)} with exact actions"
         rows.append([name, str(max(map(len, means))), *map(_cell, means)])
-    return (title, [*header, *(PROTOCOLS[p] for p in shown)], rows) if rows else ("", [], [])
+    return (title, [*header, *shown], rows) if rows else ("", [], [])
 
 
 def _but_actions(record: records.Record) -> str:
@@ -76,14 +89,21 @@ def _means(of: Sequence[dict[int, float]]) -> list[float]:
     return [statistics.fmean(each[seed] for each in of) for seed in sorted(common)]
 
 
-def _by_seed(of: Sequence[records.Record], protocol: str) -> dict[int, float]:
-    """Accuracy by seed."""
-    return {r.seed: x.value for r in of for x in r.results if (x.metric, x.protocol) == ("accuracy", protocol)}
+def _by_seed(of: Sequence[records.Record], column: Column) -> dict[int, float]:
+    """Accuracy by seed, of speech that of the context in its own frame."""
+    return {
+        r.seed: x.value
+        for r in of
+        for x in r.results
+        if (x.metric, x.protocol) == column
+        and x.details.get("layer", "context") == "context"
+        and x.details.get("offset", "+0") == "+0"
+    }
 
 
-def _differences(reference: Sequence[records.Record], of: Sequence[records.Record], protocol: str) -> dict[int, float]:
+def _differences(reference: Sequence[records.Record], of: Sequence[records.Record], column: Column) -> dict[int, float]:
     """Points by seed, of seeds that both have."""
-    theirs, ours = _by_seed(reference, protocol), _by_seed(of, protocol)
+    theirs, ours = _by_seed(reference, column), _by_seed(of, column)
     return {seed: 100 * (ours[seed] - theirs[seed]) for seed in theirs if seed in ours}
 
 

@@ -51,7 +51,7 @@ def _images(rows: Rows) -> str:
     shown = [*sorted((row for row in rows if row[0] in order), key=lambda row: order.index(row[0])), best]
     cells = [
         [
-            f"{name}, the best of the family" if name == best[0] else name,
+            f"{name}, highest linear mean of the others" if name == best[0] else name,
             seeds(of),
             *(spread(_values(of, "accuracy", protocol), 100, 1) for protocol in PROTOCOLS),
         ]

@@ -13,7 +13,7 @@ import tyro
 
 from recipes import records
 from recipes.results.cells import BASELINES, SEEDS, WITHOUT_PRESET, by_row, line, lines, seeds, spread
-from recipes.results.differences import Differences, additions
+from recipes.results.differences import SPEECH, Differences, additions, paired
 from recipes.results.published import paper_value, published_speech
 from recipes.results.short import short
 from recipes.terminal import command
@@ -23,6 +23,7 @@ BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 SHORT = "<!-- results in short: begin -->", "<!-- results in short: end -->"
 PROTOCOLS = ("linear", "logistic", "knn")
 HEADER = ("method", SEEDS, "linear %", "logistic %", "kNN %", "manipulation minus chance, nats", "paper, linear %")
+NOT_PRETRAINED = (*WITHOUT_PRESET, "untrained", "supervised")
 ELSEWHERE = ("transfer", "finetune", "detect", "segment", "analysis", "collapse")  # stages with a table of their own
 
 
@@ -55,10 +56,15 @@ def accuracies(found: Sequence[records.Record]) -> tuple[list[str], list[list[st
 
 def markdown(found: Sequence[records.Record], differences: Differences | None = None) -> str:
     """The table of `accuracies`, that of `differences`, and commands, commits, hardware and dates below."""
-    title, header, rows = differences or ("", [], [])
-    further = ["", f"{title}:", "", *lines(header, rows)] if rows else []
+    further = _table(differences) if differences else []
     origins = _origins([r for r in found if r.method != "raw pixels"])
     return "\n".join([*lines(*accuracies(found)), *further, "", *origins])
+
+
+def _table(differences: Differences) -> list[str]:
+    """The lines of a further table, under its title; none without rows."""
+    title, header, rows = differences
+    return ["", f"{title}:", "", *lines(header, rows)] if rows else []
 
 
 def speech_rows(found: Sequence[records.Record]) -> tuple[list[str], list[list[str]]]:
@@ -78,9 +84,11 @@ def speech_rows(found: Sequence[records.Record]) -> tuple[list[str], list[list[s
 
 
 def speech(found: Sequence[records.Record]) -> str:
-    """The table of `speech_rows`, with where the numbers come from, and the published ones where the task is theirs."""
+    """The table of `speech_rows`, and of differences; where they come from; published ones where the task is theirs."""
     published = published_speech(found)
-    return "\n".join([*lines(*speech_rows(found)), "", *([published, ""] if published else []), *_origins(found)])
+    differences = paired(found, baselines=NOT_PRETRAINED, columns=SPEECH)
+    below = ["", *([published, ""] if published else []), *_origins(found)]
+    return "\n".join([*lines(*speech_rows(found)), *_table(differences), *below])
 
 
 def _column(record: records.Record, result: records.Result) -> str | None:
