@@ -72,8 +72,8 @@ def test_published_speech_stands_beside_its_task_alone(
     assert ("Oord et al." in speech(found)) == is_theirs
 
 
-def test_speech_has_its_differences_below(tmp_path: Path) -> None:
-    """Paired by seed, of the context alone: 2, 4 and 6 points of phones, 10 of speakers on the one seed that both have."""
+def test_speech_has_its_differences_below() -> None:
+    """Paired by seed, of the context alone: 2, 4 and 6 points of phones, 10 of speakers on the seed that both have."""
 
     def of(method: str, seed: int, **values: float) -> Record:
         found = [
