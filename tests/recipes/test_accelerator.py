@@ -19,6 +19,7 @@ PROGRAMS = {
     "rules": ("accelerator_steps.py", "rules"),
     "run": ("accelerator_run.py",),
     "run that waits": ("accelerator_run.py", "waits"),
+    "probes": ("accelerator_probes.py", "images"),  # those of speech take a minute: by hand
 }
 Done = dict[str, subprocess.CompletedProcess[str]]
 
@@ -61,6 +62,14 @@ def test_no_step_waits_and_each_trains_as_on_the_host(done: Done) -> None:
     assert not [case for case in cases if not case["moved apart"] < 0.1]
     # Two views in a few hundred launches, whatever changes they meet; 420 before these were taken together.
     assert {case["case"]: case["of views"] for case in cases}["tiny-stec"] < 260
+
+
+def test_probes_give_the_hosts_numbers(done: Done) -> None:
+    cases = lines(done["probes"])
+    protocols = {case["case"].split(", ")[2] for case in cases}
+    assert protocols == {"linear", "logistic", "knn", "online", "held-out"}
+    assert all(case["launches"] > 100 for case in cases)
+    assert not [case for case in cases if not abs(case["device"] - case["host"]) < 1e-3]
 
 
 def test_a_whole_run_waits_only_where_it_reads_or_saves(done: Done) -> None:
