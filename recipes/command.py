@@ -34,9 +34,8 @@ class Modality(NamedTuple):
     pretrain: Callable[..., Outcome]
     record_of: Callable[..., records.Record]
     sources: str  # what the words beside the defaults mean
-    then: str  # what to do with the checkpoint, such as "python -m recipes.audio.phones --checkpoint"
+    next_step: Callable[[Any, Path], str]  # what to do with a checkpoint of these settings
     settle: Callable[..., Any] = as_given  # the settings that the data let be, of the arguments and what was typed
-    next_step: Callable[[Any, Path], str] | None = None  # in place of `then`, of the settings and the checkpoint
 
 
 def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
@@ -76,7 +75,7 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     if not last and not (folder / "results.json").is_file():  # it was killed between its end and its results
         last, seconds = last_row(folder / "logs" / "metrics.csv", outcome.learner.names), None
     if not last:
-        say(f"this run was finished already. {then(modality, config, outcome.checkpoint)}")
+        say(f"this run was finished already. {modality.next_step(config, outcome.checkpoint)}")
         return outcome
     results = [
         records.Result("accuracy", round(value, 4), "online")
@@ -86,13 +85,8 @@ def pretrain_command(argv: list[str], modality: Modality) -> Outcome | None:
     ]
     record = modality.record_of(config, results, seconds=seconds, stage="pretrain", resumed=resume)
     records.update([record], folder / "results.json")
-    say(f"{outcome.seconds:.0f} s. {then(modality, config, outcome.checkpoint)}")
+    say(f"{outcome.seconds:.0f} s. {modality.next_step(config, outcome.checkpoint)}")
     return outcome
-
-
-def then(modality: Modality, config: Any, checkpoint: Path) -> str:
-    """What to do with a finished run."""
-    return modality.next_step(config, checkpoint) if modality.next_step else f"Now: {modality.then} {checkpoint}"
 
 
 def typed_names(argv: Sequence[str]) -> tuple[str, ...]:

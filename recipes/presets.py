@@ -60,7 +60,9 @@ def listing(presets: Mapping[str, Any], line: Callable[[Any], str], word: str = 
         numbers = "  ".join(f"{cell:>{width}s}" for cell, width in zip(others, widths[1:]))
         return f"  {first:{widths[0]}s}  {numbers}  {text}".rstrip()
 
-    lines = [laid(header, "method, network, data (size own: as the images are)")]
+    images = any(hasattr(config, "augmentation") for config in presets.values())
+    text = "method, network, data (size own: as the images are)" if images else "method, network (size of a window)"
+    lines = [laid(header, text)]
     for of in PURPOSES:
         if group := [laid(rows[name], texts[name]) for name in shown if purpose(name) == of]:
             lines += ["", f"{of}:", *group]

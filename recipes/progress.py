@@ -102,6 +102,12 @@ class EpochProgress(lightning.Callback):
             self._reading = self.bars.add_task(self.label, total=total, losses="")
         self.bars.update(self._reading, completed=done)
 
+    def on_train_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
+        """Say where a run that was interrupted goes on: the checkpoint is read by now."""
+        done, steps, epochs = trainer.global_step, math.ceil(trainer.estimated_stepping_batches), trainer.max_epochs
+        if done and epochs and not self.quiet:
+            say(f"going on from step {done:,} of {steps:,}, epoch {done * epochs // steps + 1} of {epochs}")
+
     def on_train_epoch_start(self, trainer: lightning.Trainer, learner: lightning.LightningModule) -> None:
         self._epoch_start = time.monotonic()
         if self._training is None:

@@ -12,6 +12,7 @@ import lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from recipes.differing import differing
 from recipes.metrics import Events, MetricsFile
 from recipes.progress import EpochProgress
 from recipes.ranks import TIMEOUT, JointStatistics, OrderedGradients, is_first, machines
@@ -98,8 +99,9 @@ def _take_up(settings: Mapping[str, Any], batches: Batches, folder: Path) -> tup
     if not isinstance(there, dict) or not isinstance(order, dict):
         raise ValueError(f"{checkpoint} does not tell its settings and its data; use another one, or start again")
     batches.load_state_dict(order)
-    shared = [k for k in settings if k in there]  # what an older version did not have yet stands at its default
-    if other := [f"{k} {there[k]} there, {settings[k]} here" for k in shared if settings[k] != there[k]]:
+    # What an older version did not have yet stands at its default.
+    shared = {name: value for name, value in settings.items() if name in there}
+    if other := differing(there, shared):
         raise ValueError(f"{checkpoint} was made with other settings: {'; '.join(other)}. Give those, or another --out")
     return checkpoint, read.step
 

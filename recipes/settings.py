@@ -19,11 +19,17 @@ def typed(kind: type[T], settings: Mapping[str, Any], *, source: Path) -> T:
     fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(kind)  # type: ignore[arg-type]
     hints = get_type_hints(kind)
     required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
-    if wrong := [str(name) for name in settings if name not in hints]:
+    wrong = [str(name) for name in settings if name not in hints]
+    missing = [name for name in required if name not in settings]
+    if wrong and missing:
+        raise ValueError(
+            f"{source} has {named(wrong)} and lacks {named(missing)}: it is another file, or of another version of stec"
+        )
+    if wrong:
         raise ValueError(
             f"{source} has {named(wrong)}, no setting of {kind.__name__}; it is of another version of stec"
         )
-    if missing := [name for name in required if name not in settings]:
+    if missing:
         raise ValueError(f"{source} does not have {named(missing)}; it is of another version of stec")
     for name, value in settings.items():
         if not fits(value, hints[name]):

@@ -26,6 +26,7 @@ from stec.audio.corpus import Corpus
 from stec.audio.shards import speech_sources
 from stec.core.shards import ShardIndex, is_sharded
 from stec.core.shards.checks import locate, verify
+from stec.core.shards.files import webdataset_part
 from stec.core.shards.writing import Sources, write_shards
 from stec.vision.folder import image_folder, imagenet, tiny_imagenet
 from stec.vision.shards import image_sources
@@ -72,6 +73,7 @@ def find(arguments: Arguments) -> Sources:
 
 def write(arguments: Arguments, out: Path) -> None:
     """Write the shards and say what there is."""
+    webdataset_part("writer", "TarWriter")  # whether it is there shows before anything is read or written
     sources = find(arguments)
     if out.resolve().is_relative_to(arguments.folder.expanduser().resolve()):
         raise ValueError(f"{out} lies in the folder that is read; choose another folder (--out)")

@@ -3,8 +3,8 @@
 Pretrains every preset with every seed on --split, then reads phones (with --labels and both splits) and speakers
 (--speakers CACHE) off frozen features, measures the surprise of held-out speech, and does the same for the baselines.
 Finished runs are kept and interrupted ones taken up, so the same command goes on after an interruption, and several
-processes may share the work by their seeds. Differences to the first preset carry a paired bootstrap over test
-utterances and seeds.
+processes may share the work by their seeds. Differences to the first preset are paired by seed, with 95 % intervals by
+Student's t over three seeds or more; of fewer, those of phones carry a paired bootstrap over utterances and seeds.
 """
 
 import dataclasses
@@ -18,11 +18,12 @@ import tyro
 
 from recipes import records
 from recipes.audio import phones, speakers
-from recipes.audio.measure import surprise
-from recipes.audio.presets import Config, method, preset
+from recipes.audio.measure import SETTLED, SHOWN, UNSETTLED, surprise
+from recipes.audio.presets import PATHS, Config, method, preset
 from recipes.audio.run import check_config, load_learner, precision, pretrain, read_config, record_of
 from recipes.results import table as tables
 from recipes.results.cells import SPREAD, tight
+from recipes.results.differences import SPEECH, paired
 from recipes.results.published import published_speech
 from recipes.results.seeds import check_seeds
 from recipes.run_folder import check_writable, last_checkpoint
@@ -31,6 +32,8 @@ from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.splits import overlap_with, read_split, select
 from stec.core.bootstrap import paired_bootstrap
+
+LEAST_SEEDS = 3  # that `paired` gives intervals of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +72,9 @@ def configure(arguments: Arguments, name: str, seed: int) -> Config:
 
 
 def settled(config: Config) -> Config:
-    """A configuration as its run stores it."""
-    return dataclasses.replace(config, precision=precision(config))
+    """A configuration as its run stores it, whatever folder its paths are given from."""
+    paths = {name: path.resolve() for name in PATHS if (path := getattr(config, name))}
+    return dataclasses.replace(config, precision=precision(config), **paths)
 
 
 def asked(arguments: Arguments) -> dict[str, str]:
@@ -161,7 +165,7 @@ def listeners(arguments: Arguments) -> tuple[Corpus, bool]:
     else:
         corpus, split = Corpus.open(arguments.corpus), arguments.test_split
     if split:
-        corpus = corpus.subset(select(read_split(split), corpus=corpus.utterances, labels=corpus.utterances).names)
+        corpus = corpus.subset(select(read_split(split), corpus=corpus.utterances).names)
     return corpus, split is not None
 
 
@@ -181,7 +185,12 @@ def measure_surprise(arguments: Arguments, checkpoint: Path, seconds: float | No
 
 
 def differences(arguments: Arguments) -> list[str]:
-    """For each preset and head a line: how much better phones are read than after the first preset."""
+    """For each preset and head a line: how much better phones are read than after the first preset, by bootstrap.
+
+    None of LEAST_SEEDS or more: then the table has intervals over seeds, and the bootstrap's would be too narrow.
+    """
+    if len(arguments.seeds) >= LEAST_SEEDS:
+        return []
     counts: dict[str, dict[str, list[list[int]]]] = {}
     totals: dict[str, list[int]] = {}
     for name in arguments.presets:
@@ -200,19 +209,36 @@ def differences(arguments: Arguments) -> list[str]:
             found = paired_bootstrap(a, b, torch.tensor(totals[head], dtype=torch.float64), seed=0)
             lines.append(
                 f"{name} - {first}, {head}: {100 * found.difference:+.2f} points, 95 % interval "
-                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p {found.p:.3g}"
+                f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p {found.p:.3g} (bootstrap over utterances and "
+                f"{len(correct)} seeds; too narrow for others: take {LEAST_SEEDS} seeds or more)"
             )
     return lines
+
+
+def captions(found: Sequence[records.Record]) -> list[str]:
+    """What the table's words mean, and which runs are too short for it."""
+    updates = {(r.preset, r.seed): int(str(n)) for r in found for x in r.results if (n := x.details.get(UNSETTLED))}
+    if not updates:
+        return [SHOWN]
+    shortest, seed = min(updates, key=updates.__getitem__)
+    return [
+        SHOWN,
+        f"{len(updates)} runs are short, such as {shortest}, seed {seed}, of {updates[shortest, seed]} updates. After "
+        "training, BatchNorm's running statistics are read, which take "
+        f"{SETTLED} updates to forget their start: until then all these numbers are worse than the losses in training "
+        "say, and CPC may be above chance; give more --epochs",
+    ]
 
 
 def collect(arguments: Arguments) -> Sequence[records.Record]:
     """All records, each run trained and probed where it is not yet."""
     check(arguments)
     found: list[records.Record] = []
-    for seed in arguments.seeds:
-        for i, name in enumerate(arguments.presets):
-            folder = arguments.runs / f"{name}-seed{seed}"
-            found += one_run(arguments, configure(arguments, name, seed), folder, baselines=i == 0)
+    runs = [(seed, name) for seed in arguments.seeds for name in arguments.presets]
+    for i, (seed, name) in enumerate(runs, start=1):
+        say(f"run {i} of {len(runs)}: {name}, seed {seed}")
+        folder, first = arguments.runs / f"{name}-seed{seed}", name == arguments.presets[0]
+        found += one_run(arguments, configure(arguments, name, seed), folder, baselines=first)
     return found
 
 
@@ -227,6 +253,11 @@ def main() -> None:
         print(tables.speech(found))
     else:
         table(*tight(*tables.speech_rows(found)), title=SPREAD)
+        for line in captions(found):
+            say(line)
+        title, header, rows = paired(found, baselines=tables.NOT_PRETRAINED, columns=SPEECH)
+        if rows:
+            table(header, rows, title=title)
         if published := published_speech(found):
             say(published)
     lines = differences(arguments)

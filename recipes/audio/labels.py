@@ -3,14 +3,15 @@
   python -m recipes.audio.labels alignments --corpus cache/mine --out labels.txt --collapse
   python -m recipes.audio.labels phones.ctm --corpus cache/mine --out labels.txt
 
-SOURCE is a folder with a TextGrid for each utterance, named like it, at any depth, or a CTM file. Written are labels in
-the CPC text format, one every 10 ms, and beside them phones.txt, the names of the phones in order of their ids.
-recipes.audio.phones takes both.
+SOURCE is a folder with a TextGrid for each utterance, named like it, or a CTM file. A TextGrid lies in the folders that
+its audio lies in, as aligners write it; where its bare name tells the utterance, it may lie at any depth. Written are
+labels in the CPC text format, one every 10 ms, and beside them phones.txt, the names of the phones in order of their
+ids. recipes.audio.phones takes both.
 """
 
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import tyro
@@ -41,7 +42,7 @@ def read_alignments(source: Path, corpus: Corpus, *, tier: str) -> tuple[dict[st
     """The intervals of utterances of the corpus, in its order, and the names of all other alignments."""
     found: Mapping[str, Intervals | Path]
     if source.is_dir():
-        found = _textgrids(source)
+        found = _textgrids(source, corpus.utterances)
     elif source.is_file():
         found = read_ctm(source)
     else:
@@ -55,16 +56,32 @@ def read_alignments(source: Path, corpus: Corpus, *, tier: str) -> tuple[dict[st
     return alignments, others
 
 
-def _textgrids(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() != ".textgrid" or path.name.startswith("."):
-            continue
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path} are both of {path.stem}; remove one")
-        found[path.stem] = path
-    if not found:
+def _textgrids(folder: Path, utterances: Sequence[str]) -> dict[str, Path]:
+    """The TextGrids of a folder by utterance, those of no utterance by their path in the folder.
+
+    An utterance and a TextGrid have one path below their folders; or one of them lies in no folder, and their last
+    names are the same. ValueError where a TextGrid is of several utterances, or an utterance has several.
+    """
+    paths = [p for p in sorted(folder.rglob("*")) if p.suffix.lower() == ".textgrid" and not p.name.startswith(".")]
+    if not paths:
         raise ValueError(f"{folder} holds no TextGrid; name the folder that the aligner wrote, or a CTM file")
+    known = set(utterances)
+    by_last: dict[str, list[str]] = {}
+    for utterance in utterances:
+        by_last.setdefault(PurePosixPath(utterance).name, []).append(utterance)
+    names = [path.relative_to(folder).with_suffix("").as_posix() for path in paths]
+    exact = known.intersection(names)
+    found: dict[str, Path] = {}
+    for path, name in zip(paths, names):
+        if name not in known:
+            bare = by_last.get(name, []) if name == path.stem else [path.stem] if path.stem in known else []
+            of = bare if set(bare) - exact else []
+            if len(of) > 1:
+                raise ValueError(f"{path} may be of {of[0]} or of {of[1]}; lay TextGrids in the folders of their audio")
+            name = of[0] if of else name
+        if name in found:
+            raise ValueError(f"{found[name]} and {path} are both of {name}; remove one")
+        found[name] = path
     return found
 
 

@@ -31,6 +31,12 @@ Layer = Literal["context", "latents"]
 Context = Literal["utterances", "windows"]
 Progress = Callable[[int, int], None]
 LEAST_STEPS = 1000
+SHOWN = (
+    "c: features of the context, z: of the latents under it; speakers by frame: of 10 ms each, by window: of the mean "
+    "over 1.28 s, by utterance: of the mean over it all"
+)
+SETTLED = 66  # updates of BatchNorm's running statistics: those of the start weigh 0.9^66 = 0.001
+UNSETTLED = "updates of BatchNorm"  # in the details of a surprise, where they are fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +239,17 @@ def majority(labels: Mapping[str, np.ndarray], train: Sequence[str], test: Seque
     return Result("phone accuracy", round(share, 4), "majority", {"class": int(commonest), "frames": len(tested)})
 
 
+def unsettled(encoder: CPCEncoder) -> int | None:
+    """How many updates BatchNorm's running statistics are of, where that is fewer than SETTLED.
+
+    Evaluation reads them in place of the batch's. Those of the start weigh 0.9^n after n updates, 0.35 after 10: the
+    latents are then scaled wrongly in each layer, and predictions that have been learnt may be far worse than chance.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    updates = min((int(n) for norm in norms if (n := norm.num_batches_tracked) is not None), default=SETTLED)
+    return updates if updates < SETTLED else None
+
+
 @torch.no_grad()
 def surprise(learner: Learner, config: Config, corpus: Corpus, *, passes: int = 4) -> list[Result]:
     """The surprise of CPC on random windows of speech, in evaluation mode, beside that of a blank context; nats.
@@ -265,6 +282,9 @@ def surprise(learner: Learner, config: Config, corpus: Corpus, *, passes: int = 
     per_step, level = torch.stack(steps).mean(dim=0), sum(levels) / len(levels)
     nats = float(per_step.mean())
     details = {"unit": "nats", "windows": len(steps) * size, "chance": round(level, 4)}
+    assert isinstance(network, CPCEncoder)
+    if (updates := unsettled(network)) is not None:
+        details[UNSETTLED] = updates
     ahead = {f"{k} ahead": round(float(value), 4) for k, value in enumerate(per_step, start=1)}
     return [
         Result("time-sensitive surprise", round(nats, 4), "held-out", {**details, **ahead}),

@@ -12,6 +12,7 @@ checkpoints/ and, at the end, results.json.
 """
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from recipes.command import Modality, pretrain_command
 from recipes.run import Outcome
 from recipes.saving import MINUTES
 from recipes.terminal import command
+from stec.audio.shards import SpeechShards, open_speech
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,25 @@ def line(config: Config) -> str:
     return f"{method(config):32s}{config.channels} channels, {config.recurrence.upper()} {config.context_dim}"
 
 
+def how_to_probe(config: Config, checkpoint: Path) -> str:
+    """The commands that read phones and speakers off this checkpoint; words in capitals stand for files to be named.
+
+    Speakers are left out where the corpus does not know two. Probes read no shards: of these the cache is to be named.
+    """
+    assert config.corpus is not None  # a run has ended on it
+    corpus = open_speech(config.corpus)
+    cache = "CACHE" if isinstance(corpus, SpeechShards) else shlex.quote(str(config.corpus))
+    given = f"--checkpoint {shlex.quote(str(checkpoint))} --corpus {cache}"
+    # The supervised run has learnt from these: heads must, too, since the others are what it is tested on.
+    labels, split = (config.labels, config.split) if config.supervised else (None, None)
+    task = f"--labels {shlex.quote(str(labels)) if labels else 'LABELS'}"
+    task += f" --train-split {shlex.quote(str(split)) if split else 'TRAIN_SPLIT'} --test-split TEST_SPLIT"
+    lines = [f"  python -m recipes.audio.phones {given} {task}"]
+    if len(set(corpus.speakers) - {""}) > 1:
+        lines.append(f"  python -m recipes.audio.speakers {given}")
+    return "\n".join(["Now, with files of yours for words in capitals:", *lines])
+
+
 SPEECH = Modality(
     module="recipes.audio.pretrain",
     doc=__doc__ or "",
@@ -52,7 +73,7 @@ SPEECH = Modality(
     pretrain=pretrain,
     record_of=record_of,
     sources="Oord: Oord et al. 2018; GIM: Greedy InfoMax; CPC_audio: Riviere et al. 2020; chosen: ours",
-    then="python -m recipes.audio.phones (or speakers) --checkpoint",
+    next_step=how_to_probe,
 )
 
 

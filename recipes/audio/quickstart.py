@@ -13,6 +13,7 @@ import tyro
 
 from recipes import records
 from recipes.audio import phones, speakers
+from recipes.audio.measure import SHOWN
 from recipes.audio.presets import preset
 from recipes.audio.run import pretrain
 from recipes.run_folder import make_folder
@@ -102,8 +103,9 @@ def summary(found: list[records.Record]) -> None:
             ("speaker accuracy", "window", layer),
         ]
         rows.append([method, *(cells.get(key, "") for key in keys)])
-    header = ["", "phones (c), %", "phones (z), %", "speakers by frame, %", "by 1.28 s, %"]
+    header = ["", "phones (c), %", "phones (z), %", "speakers by frame, %", "speakers by window, %"]
     table(header, rows, title="linear heads on frozen features; phones of speakers not heard in training")
+    say(SHOWN)
 
 
 if __name__ == "__main__":

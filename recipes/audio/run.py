@@ -109,7 +109,7 @@ def open_corpus(config: Config, labels: dict[str, np.ndarray] | None) -> tuple[C
     if config.split is None and labels is None:
         return corpus, note
     split = read_split(config.split) if config.split else corpus.utterances
-    chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances if labels is None else labels)
+    chosen = select(split, corpus=corpus.utterances, labels=labels)
     corpus = corpus.subset(chosen.names)
     return corpus, f"{chosen} of {config.split.name if config.split else 'the corpus'}, {corpus.hours:.2f} h"
 

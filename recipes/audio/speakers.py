@@ -10,6 +10,7 @@ MFCC and the untrained encoder. Numbers go into the run's results.json.
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -32,7 +33,7 @@ from recipes.terminal import command, say, table
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import CPCEncoder
 from stec.audio.frame_features import FrameFeatures
-from stec.audio.splits import overlap_with, read_split, select
+from stec.audio.splits import few, overlap_with, read_split, select
 from stec.core.bootstrap import bootstrap
 from stec.core.heads import PROTOCOLS, Head, Settings, train_heads
 
@@ -156,28 +157,40 @@ def _settings(heads: str, rows: int) -> Settings:
 
 
 def read_corpus(arguments: Arguments) -> Corpus:
-    """The utterances to classify. ValueError where their speakers are not known, or are too few."""
+    """The utterances to classify: those of speakers who are known and have two at least; it is said who is left out.
+
+    ValueError where fewer than two speakers remain.
+    """
+    if arguments.folds < 2:
+        raise ValueError(f"--folds is {arguments.folds}; heads learn on all but one, so give 2 at least")
     corpus = Corpus.open(arguments.corpus)
     if arguments.split:
         split = read_split(arguments.split)
         try:
-            chosen = select(split, corpus=corpus.utterances, labels=corpus.utterances)
+            chosen = select(split, corpus=corpus.utterances)
         except ValueError as error:
             raise ValueError(f"{arguments.split}: {error}") from error
         corpus = corpus.subset(chosen.names)
-    ids, counts = corpus.speaker.unique(return_counts=True)
-    if len(ids) < 2 or "" in {corpus.speakers[int(i)] for i in ids}:
+    counts = Counter(names_of(corpus).values())
+    nameless = counts.pop("", 0)
+    if len(counts) < 2:
         raise ValueError(
-            f"{arguments.corpus} knows {len(ids)} speakers of these utterances; prepare it from a folder for each "
+            f"{arguments.corpus} knows {len(counts)} speakers of these utterances; prepare it from a folder for each "
             "speaker (--speaker folder), two at least"
         )
-    if arguments.folds < 2 or int(counts.min()) < 2:
-        few = corpus.speakers[int(ids[counts.argmin()])]
+    single = sorted(name for name, count in counts.items() if count < 2)
+    if len(counts) - len(single) < 2:
         raise ValueError(
-            f"speaker {few} has {int(counts.min())} utterances and there are {arguments.folds} folds; a probe needs "
-            "two of each at least: name those that have them with --split"
+            f"{len(single)} of {len(counts)} speakers of {arguments.corpus} have one utterance alone, {few(single)}; "
+            "heads learn on one and are tested on another, of two speakers at least: cut long files into several and "
+            "prepare them again, from a folder for each speaker"
         )
-    return corpus
+    if single:
+        say(f"{len(single)} of {len(counts)} speakers have one utterance alone and are left out: {few(single)}")
+    if nameless:
+        say(f"{nameless} utterances are of no known speaker and are left out")
+    kept = [name for name, who in names_of(corpus).items() if counts[who] > 1]
+    return corpus.subset(kept) if single or nameless else corpus
 
 
 def encode_frames(arguments: Arguments, corpus: Corpus, network: CPCEncoder) -> Frames:

@@ -9,7 +9,8 @@ from recipes import records
 BASELINES = ("raw pixels", "untrained encoder")  # measured for one preset, valid for all that share
 WITHOUT_PRESET = ("majority", "MFCC")  # the commonest phone, and features that nothing was trained for
 OF_BASELINES = ("data", "limit", "arch", "stem", "width", "initialisation")
-NOT_OF_METHOD = ("seed", "resumed", "root")  # settings in which runs of one row may differ
+# Settings in which runs of one row may differ: they change when a run is looked at and where it lies, and no number.
+NOT_OF_METHOD = ("seed", "resumed", "root", "check_every", "checkpoint_every", "workers", "memory_gb")
 LARGEST = 1e100  # of a number in a table; squares of larger ones are infinite
 SPREAD = "mean ± standard deviation over seeds"  # what `spread` shows
 SEEDS = "seeds (mean ± SD)"  # a table's column that says how many, and what the others show

@@ -1,6 +1,5 @@
 """By how much methods differ, seed by seed: from the first one, or from themselves without actions."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -62,7 +61,7 @@ def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BAS
             r
             for _, others in trained
             for r in others
-            if not r.settings.get("lambda_manip") and _but_actions(r) == _but_actions(of[0])
+            if not r.settings.get("lambda_manip") and _alike_but_actions(r, of[0])
         ]
         if not settings.get("lambda_manip") or not alone:
             continue
@@ -77,10 +76,10 @@ def additions(found: Sequence[records.Record], *, baselines: Sequence[str] = BAS
     return (title, [*header, *shown], rows) if rows else ("", [], [])
 
 
-def _but_actions(record: records.Record) -> str:
-    """The settings that a run shares with its like without actions."""
-    rest = {k: v for k, v in record.settings.items() if k not in (*OF_ACTIONS, *NOT_OF_METHOD)}
-    return json.dumps(rest, sort_keys=True, default=str)
+def _alike_but_actions(one: records.Record, other: records.Record) -> bool:
+    """Whether two runs differ in nothing but the actions; what an older version did not have stood at its default."""
+    shared = [key for key in one.settings if key in other.settings and key not in (*OF_ACTIONS, *NOT_OF_METHOD)]
+    return bool(one.settings) and all(one.settings[key] == other.settings[key] for key in shared)
 
 
 def _means(of: Sequence[dict[int, float]]) -> list[float]:

@@ -17,6 +17,7 @@ import tyro
 
 from recipes import records
 from recipes.command import typed_names
+from recipes.differing import differing
 from recipes.results import table as tables
 from recipes.results.cells import SPREAD, tight
 from recipes.results.differences import paired
@@ -27,7 +28,7 @@ from recipes.stopping import going_on_by
 from recipes.terminal import command, say, table
 from recipes.vision import evaluate, inputs
 from recipes.vision.measure import PROTOCOLS
-from recipes.vision.own_images import hold_out, settled
+from recipes.vision.own_images import hold_out, settled, short_warm_up
 from recipes.vision.presets import PRESETS, Config, preset
 from recipes.vision.run import pretrain, read_config, to_plain
 
@@ -68,8 +69,7 @@ def configure(argv: Sequence[str], name: str, seed: int) -> Config:
         raise ValueError(
             "presets are named first, and seeds with --seeds, such as --seeds 0 1 2; leave --preset and --seed"
         )
-    if config.warmup_epochs == own.warmup_epochs:  # it ends before they do
-        config = dataclasses.replace(config, warmup_epochs=min(config.warmup_epochs, max(config.epochs - 1, 0)))
+    config, _ = short_warm_up(config, typed=typed_names(argv))
     return dataclasses.replace(config, seed=seed)
 
 
@@ -77,15 +77,9 @@ def begun(config: Config, folder: Path) -> bool:
     """Whether the folder holds checkpoints of this run. ValueError where it holds a run with other settings."""
     if not (folder / "config.json").is_file():
         return False
-    there, here = (dataclasses.replace(c, root=c.root and c.root.resolve()) for c in (read_config(folder), config))
+    there, here = ({**to_plain(c), "root": c.root and str(c.root.resolve())} for c in (read_config(folder), config))
     checkpoints = any((folder / "checkpoints").glob("*.ckpt"))
-    if there != here and (checkpoints or (folder / DONE).is_file()):
-        fields = [field.name for field in dataclasses.fields(Config)]
-        other = [
-            f"{field} {getattr(there, field)} there, {getattr(here, field)} here"
-            for field in fields
-            if getattr(there, field) != getattr(here, field)
-        ]
+    if (other := differing(there, here)) and (checkpoints or (folder / DONE).is_file()):
         raise ValueError(
             f"{folder} holds a run with other settings ({'; '.join(other)}); give another --runs, or the same arguments"
         )
@@ -160,10 +154,15 @@ def main(argv: list[str]) -> None:
     for line in said:
         say(line)
     found: list[records.Record] = []
+    number = 0
     for seed in arguments.seeds:
         of = {name: configs[seed, name] for name in arguments.presets}
         for name, config in of.items():
-            found += one_run(config, arguments.runs / f"{name}-seed{seed}")
+            folder = arguments.runs / f"{name}-seed{seed}"
+            number += 1
+            if not (folder / DONE).is_file():
+                say(f"run {number} of {len(configs)}: {name}, seed {seed}")
+            found += one_run(config, folder)
         for config in {untrained(config): config for config in reversed(of.values())}.values():
             found += baselines(config, arguments.runs)
     if arguments.markdown:

@@ -168,24 +168,44 @@ def results(found: Embedded, classes: Sequence[str]) -> list[records.Result]:
     return listed
 
 
+def told_apart(methods: Sequence[str], checkpoints: Sequence[Path]) -> list[str]:
+    """Methods as the rows of a picture name them: those of several checkpoints by what tells these apart as well.
+
+    >>> told_apart(["SimCLR", "S-TEC", "S-TEC"], [Path("runs/a/checkpoints/1.ckpt"), Path("runs/b/checkpoints/1.ckpt"),
+    ...                                           Path("runs/c/checkpoints/1.ckpt")])
+    ['SimCLR', 'S-TEC, b', 'S-TEC, c']
+    """
+    ways = (
+        lambda path: path.parent.parent.name,  # the run's folder
+        lambda path: f"{path.parent.parent.name}, {path.stem}",
+        str,
+    )
+    named = []
+    for name, path in zip(methods, checkpoints):
+        alike = [other for method, other in zip(methods, checkpoints) if method == name]
+        words = [way(path) for way in ways if len({way(other) for other in alike}) == len(alike)] or [str(path)]
+        named.append(name if len(alike) == 1 else f"{name}, {words[0]}")
+    return named
+
+
 def embed(arguments: Arguments, folder: Path) -> list[records.Record]:
     """Everything the arguments ask for: embedding.png and embedding.json in `folder`, and what the latter holds."""
     umap_package()  # whether it is there shows before the work
     loaded = [load_learner(path) for path in arguments.checkpoint]
     images, first = test_images(arguments, loaded[0][1])
     views = draw_views(images, first.augmentation, seed=arguments.seed)
-    names = [method(config) for _, config, _ in loaded]
+    names = told_apart([method(config) for _, config, _ in loaded], arguments.checkpoint)
     rows, done = [], []
-    for path, (learner, config, _), name in zip(arguments.checkpoint, loaded, names):
+    for (learner, config, _), name in zip(loaded, names):
         say(f"{name}: {len(images):,} images and as many views, features and their UMAP")
         # The first one's sizes: every encoder sees the same pixels.
         found = embedded(learner.encoder, views, first, seed=arguments.seed)
-        unique = name if names.count(name) == 1 else f"{name}, {path.parent.parent.name}"
-        rows.append(embed_picture.Row(unique, found.places, found.labels, found.in_features, found.in_embedding))
+        rows.append(embed_picture.Row(name, found.places, found.labels, found.in_features, found.in_embedding))
         record = record_of(config, results(found, images.classes), seconds=None, stage="analysis")
         record = dataclasses.replace(record, data=first.data)
         settings = {
             "images": {"data": first.data, "n": len(images), "seed": arguments.seed, "views": plain(views.law)},
+            "row": name,  # of the picture
             "umap": {"version": version("umap-learn"), "n_neighbors": NEIGHBOURS, "min_dist": MIN_DIST},
         }
         done.append(dataclasses.replace(record, settings={**record.settings, "embedding": settings}))
@@ -203,9 +223,10 @@ def main() -> None:
     folder = arguments.out or arguments.checkpoint[0].parent.parent
     check_writable(folder)
     done = embed(arguments, folder)
+    names = told_apart([record.method for record in done], arguments.checkpoint)
     table(
         ["", "features", "over classes", "embedding", "over classes"],
-        [[r.method, *(f"{x.value:.3f}" for x in r.results)] for r in done],
+        [[name, *(f"{x.value:.3f}" for x in record.results)] for name, record in zip(names, done)],
         title="distance of augmented from plain centroids",
     )
     say(f"written to {folder / 'embedding.png'} and embedding.json")

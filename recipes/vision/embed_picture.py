@@ -6,27 +6,29 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 from torch import Tensor
 
 from stec.vision.analysis import CentroidDistances, centroids
 
 TITLES = (
-    "plain and augmented,\nby magnitude of augmentation",
-    "plain and augmented,\nby class",
+    "plain ● and augmented ✕,\nby magnitude of augmentation",
+    "plain ● and augmented ✕,\nby class",
     "plain images alone,\nby class",
     "centroids of each class, enlarged,\nplain ○ to augmented ✕",
 )
 PANEL, STEP, LEFT, BELOW, ABOVE = 2.6, 3.0, 0.4, 0.9, 0.5  # inches; STEP from row to row
 LEGEND = 20  # classes that a legend can name
+PLAIN = "#c8c8c8"  # images that are not augmented, where colours tell by how much
 
 
 class Row(NamedTuple):
@@ -49,7 +51,7 @@ def colours(labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, "n 4"]:
 
 
 def draw(rows: Sequence[Row], magnitude: Float[Tensor, " n"], classes: Sequence[str], *, path: Path) -> Figure:
-    """Write a PNG of 256 colours; `magnitude` is that of the augmented views, plain images have 0."""
+    """Write a PNG of 256 colours; `magnitude` is that of the augmented views, plain images are grey beside them."""
     wide, tall = LEFT + 4 * PANEL + 0.1, ABOVE + (len(rows) - 1) * STEP + PANEL + BELOW
     figure = Figure(figsize=(wide, tall), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
@@ -91,15 +93,15 @@ def _magnitudes() -> ScalarMappable:
 def _row(panels: Sequence[Axes], row: Row, magnitude: Float[Tensor, " n"], classes: int) -> None:
     """The four panels of one encoder."""
     n = len(magnitude)
-    size = 4.0 if n <= 500 else 2.0
-    of_class = colours(row.labels, classes).numpy()
+    of_class = colours(row.labels, classes)
+    shades = torch.tensor([to_rgba(PLAIN)] * n + _magnitudes().to_rgba(magnitude.numpy()).tolist())
     # In a fixed random order, so that neither kind covers the other.
     order = torch.randperm(2 * n, generator=torch.Generator().manual_seed(0))
-    both, alone = row.places[order].numpy(), row.places[:n].numpy()
-    shade = torch.cat((torch.zeros(n), magnitude))[order].numpy()
-    panels[0].scatter(both[:, 0], both[:, 1], c=shade, cmap="viridis", vmin=0, vmax=1, s=size, linewidths=0)
-    panels[1].scatter(both[:, 0], both[:, 1], c=of_class[order.numpy()], s=size, linewidths=0)
-    panels[2].scatter(alone[:, 0], alone[:, 1], c=of_class[:n], s=size, linewidths=0)
+    both, crossed = row.places[order], order >= n
+    size = min(24.0, max(2.4, 2000 / n))  # square points: the fewer images, the larger
+    _cloud(panels[0], both, shades[order], crossed=crossed, size=size)
+    _cloud(panels[1], both, of_class[order], crossed=crossed, size=size)
+    _cloud(panels[2], row.places[:n], of_class[:n], crossed=torch.zeros(n, dtype=torch.bool), size=size)
     still, moved = (centroids(p, row.labels[:n]) for p in row.places.chunk(2))
     tints = colours(still.classes, classes).tolist()
     for (x, y), (to_x, to_y), tint in zip(still.points.tolist(), moved.points.tolist(), tints):
@@ -111,6 +113,18 @@ def _row(panels: Sequence[Axes], row: Row, magnitude: Float[Tensor, " n"], class
     _square(panels[3], torch.cat((still.points, moved.points)))
     here, there = row.in_embedding.ratio, row.in_features.ratio
     panels[3].set_xlabel(f"distance over that between classes:\n{here:.2f} here, {there:.2f} in features", fontsize=8)
+
+
+def _cloud(
+    panel: Axes, places: Float[Tensor, "n 2"], shades: Float[Tensor, "n 4"], *, crossed: Bool[Tensor, " n"], size: float
+) -> None:
+    """Points of plain images, crosses of augmented ones."""
+    x, y = places.T.numpy()
+    sizes, widths = size * (1 + 0.6 * crossed), 0.35 * size**0.5 * crossed  # thin crosses, as dark as the points
+    cloud = panel.scatter(x, y, c=shades.numpy(), s=sizes.numpy(), linewidths=widths.tolist())
+    marks = [MarkerStyle(mark) for mark in ("o", "x")]
+    paths = [mark.get_path().transformed(mark.get_transform()) for mark in marks]
+    cloud.set_paths([paths[int(cross)] for cross in crossed])  # in one collection, for the order
 
 
 def _square(panel: Axes, shown: Float[Tensor, "n 2"]) -> None:

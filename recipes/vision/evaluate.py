@@ -53,19 +53,21 @@ class Arguments:
     protocols: tuple[Protocol, ...] = ALL
     augmented: bool = False  # linear: new crops and flips each epoch, as in the released code; encodes all 100 times
     actions: bool | None = None  # read actions off held-out views; by default, unless online is the only protocol
+    skip_broken: bool = False  # leave unreadable images out, and say which, also where the run did not
     baselines: bool = False  # also probe raw pixels and the untrained encoder
     out: Path | None = None  # where to write; results.json in the run's folder by default
 
 
 def data_of(arguments: Arguments, config: Config) -> Config:
-    """The configuration with the data that the arguments name."""
+    """The configuration with the data that the arguments name, and unreadable files as they say."""
     root = arguments.root
     folder = arguments.checkpoint.parent.parent
     if root is None and (folder / "config.json").is_file():
         root = read_config(folder).root
     own = arguments.data in (None, config.data)  # the run's limit is of its own data
     limit = arguments.limit or (config.limit if own else None)
-    return dataclasses.replace(config, root=root, data=arguments.data or config.data, limit=limit)
+    skip = arguments.skip_broken or config.skip_broken
+    return dataclasses.replace(config, root=root, data=arguments.data or config.data, limit=limit, skip_broken=skip)
 
 
 def baselines(
@@ -89,6 +91,9 @@ def evaluate(arguments: Arguments, *, seconds: float | None = None) -> list[reco
     offline = [protocol for protocol in arguments.protocols if protocol != "online"]
     # Nothing is fitted on training images for the online head: one of them stands for all.
     train, test = inputs.labelled_images(config if offline else dataclasses.replace(config, limit=1))
+    for part, source in (("training", train), ("test", test)):
+        if source.left_out:
+            say(f"{part} images: {source.left_out}")
     head = None
     if "online" in arguments.protocols:
         reason = foreign(learner.probe, test, own.data, config.data, origin.get("class_names"))

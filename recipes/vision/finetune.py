@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from recipes import records
+from recipes.differing import differing
 from recipes.progress import EpochProgress
 from recipes.results.cells import spread
 from recipes.run import check_schedule, fit, quieten
@@ -38,6 +39,7 @@ from stec.vision.finetune import fine_tuner, tuned
 from stec.vision.views import CROP_FLIP, Augmentation
 
 Start = Literal["pretrained", "untrained"]
+DONE = "results.json"  # in the folder of a fit: it is trained and measured
 GO_ON = "the same command goes on"
 MIN_STEPS = 400  # chosen: 60 epochs of a hundred images would hardly move the weights
 
@@ -180,11 +182,11 @@ class Runs:
 
     def run(self, settings: FineTuning, folder: Path) -> records.Record:
         """Fine-tune and measure, as far as that is not done yet. ValueError where the folder holds another run."""
-        done, here = folder / "results.json", plain(settings)
+        done, here = folder / DONE, plain(settings)
         if done.is_file():
             record = records.read(done)[0]
-            if other := [key for key in here if here[key] != record.settings.get(key)]:
-                raise ValueError(f"{folder} holds a run with another {', '.join(other)}; give another --out")
+            if other := differing(record.settings, here):
+                raise ValueError(f"{folder} holds a run with other settings ({'; '.join(other)}); give another --out")
             return record
         check_writable(folder)
         # Off a terminal a line for each run is enough: they are many and short.
@@ -214,8 +216,12 @@ def finetune(arguments: Arguments, folder: Path) -> list[records.Record]:
     starts: tuple[Start, ...] = ("pretrained", "untrained") if arguments.from_scratch else ("pretrained",)
     order = [(share, seed, start) for share in arguments.share for seed in arguments.seeds for start in starts]
     found = []
-    for settings in [runs.settings(*which) for which in order]:  # all of them first: mistakes show before hours
+    planned = [runs.settings(*which) for which in order]  # all of them first: mistakes show before hours
+    for i, settings in enumerate(planned, start=1):
         name = f"share{settings.share:g}-seed{settings.seed}-{settings.start}"
+        if not (folder / name / DONE).is_file():
+            share = f"{100 * settings.share:g} % of the labels"
+            say(f"fit {i} of {len(planned)}: {share}, seed {settings.seed}, {settings.start}")
         found.append(runs.run(settings, folder / name))
         accuracy = 100 * found[-1].results[0].value
         say(f"{name}: {found[-1].results[0].details['train']:,} images, {settings.epochs} epochs, {accuracy:.1f} %")

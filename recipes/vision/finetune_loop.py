@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader, Dataset
 
+from recipes.differing import differing
 from recipes.metrics import MetricsFile
 from recipes.run_folder import last_checkpoint
 from recipes.terminal import CONSOLE, say
@@ -69,6 +70,8 @@ def fit(
     optimizer = sgd(model, schedule)
     batches = EpochBatches(len(dataset), batch_size=schedule.batch_size, seed=seed)  # type: ignore[arg-type]
     done = _take_up(model, optimizer, folder, settings) if resume else 0
+    if 0 < done < schedule.steps:
+        say(f"{folder.name}: going on from step {done:,} of {schedule.steps:,}")
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_sampler=SeededBatches(batches),
@@ -194,8 +197,7 @@ def _take_up(model: nn.Module, optimizer: torch.optim.SGD, folder: Path, setting
         return 0
     path = last_checkpoint(folder)
     read = load_checkpoint(path)
-    there = read.record["config"]
-    if other := [f"{k} {there.get(k)} there, {settings[k]} here" for k in settings if settings[k] != there.get(k)]:
+    if other := differing(read.record["config"], dict(settings)):
         raise ValueError(f"{path} was made with other settings: {'; '.join(other)}; give the same, or another --out")
     model.load_state_dict(read.weights)
     optimizer.load_state_dict(read.record["optimizer"])

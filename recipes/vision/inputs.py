@@ -8,6 +8,7 @@ from typing import Literal
 from recipes.vision.config import Config
 from recipes.vision.presets import PRESETS
 from recipes.vision.splits import read_split, split_files
+from stec.core.inert import named
 from stec.core.shards import is_sharded
 from stec.vision.data import ImageSet, cifar10, cifar100, stl10
 from stec.vision.folder import EXTENSIONS, ImageFiles, image_folder, imagenet, tiny_imagenet
@@ -35,6 +36,7 @@ class Inputs:
 
     images: Images | HeldImages
     note: str  # one line: how many, from where, how many left out
+    left_out: str = ""  # how many files could not be read and which, where that is so
 
     def image_size(self, fallback: int) -> tuple[int, int]:
         """(H, W) that the law of the crops is drawn for; files of many sizes count as squares of `fallback`."""
@@ -46,7 +48,8 @@ class Inputs:
 
 def _root(config: Config) -> Path:
     if config.root is None:
-        raise ValueError(f"preset {config.preset!r} reads {config.data} from a folder: give --root FOLDER")
+        what = "your own images" if config.data == "folder" else f"{config.data} from a folder"
+        raise ValueError(f"preset {config.preset!r} reads {what}: give --root FOLDER")
     return config.root.expanduser()
 
 
@@ -61,16 +64,17 @@ def _in_memory(
     budget = int(config.memory_gb * 1e9)
     loaded = load(files, size=size, memory_budget=budget, skip_broken=config.skip_broken, progress=progress)
     note, why = f"{len(loaded.files):,} images", loaded.why_streamed
-    if loaded.broken:
-        note += f", {len(loaded.broken)} unreadable left out: {', '.join(path.name for path, _ in loaded.broken[:3])}"
+    if loaded.left_out:
+        note += f", {loaded.left_out}"
     if loaded.resident is not None:
-        return Inputs(loaded.resident, f"{note}, in memory")
+        return Inputs(loaded.resident, f"{note}, in memory", loaded.left_out)
     if shapes and config.augmentation.size is not None:
         short = HELD * config.augmentation.size
         if (held := hold(loaded.files, short=short, memory_budget=budget, progress=progress)) is not None:
-            return Inputs(held, f"{note}, in memory in their own shapes, the shorter side at most {short} pixels")
+            note += f", in memory in their own shapes, the shorter side at most {short} pixels"
+            return Inputs(held, note, loaded.left_out)
         why = f"with a shorter side of {short} pixels, too, they take more than --memory-gb {config.memory_gb:g}"
-    return Inputs(loaded.files, f"{note}, streamed ({why})")
+    return Inputs(loaded.files, f"{note}, streamed ({why})", loaded.left_out)
 
 
 def folder_split(root: Path, split: Literal["train", "test"]) -> Path | None:
@@ -81,9 +85,29 @@ def folder_split(root: Path, split: Literal["train", "test"]) -> Path | None:
 
 def has_classes(folder: Path) -> bool:
     """Whether images lie in class folders: at least two folders, and no image beside them."""
-    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    folders, beside = _entries(folder)
+    return len(folders) >= 2 and not beside
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and the images right in a folder."""
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     beside = [entry for entry in entries if entry.is_file() and entry.suffix.lower() in EXTENSIONS]
-    return sum(entry.is_dir() for entry in entries) >= 2 and not beside
+    return [entry for entry in entries if entry.is_dir()], beside
+
+
+def why_unlabelled(folder: Path) -> str:
+    """What keeps the images of a folder from having classes (`has_classes`), and the cure."""
+    folders, beside = _entries(folder)
+    if len(folders) >= 2 and beside:
+        more = f" and {len(beside) - 1:,} more images lie" if len(beside) > 1 else " lies"
+        return f"{named([beside[0].name])}{more} beside the class folders; move what has no class away"
+    while len(folders) == 1 and not beside:  # a root above them
+        folder = folders[0]
+        if has_classes(folder):
+            return f"the class folders lie in {folder}; give --root {folder}"
+        folders, beside = _entries(folder)
+    return "there are not two or more class folders"
 
 
 def training_images(config: Config, progress: Progress | None = None) -> Inputs:
@@ -135,7 +159,7 @@ def training_files(config: Config) -> tuple[ImageFiles, str]:
             raise ValueError(f"{folder} does not exist; give --root a folder of images")
         files = image_folder(folder, labelled=has_classes(folder))
         if not files.classes:
-            note = ", unlabelled (not in two or more class folders)"
+            note = f", unlabelled ({why_unlabelled(folder)})"
     own = config.preset in PRESETS and config.limit == PRESETS[config.preset].limit
     if config.limit is not None and own and config.limit > len(files):
         return files, f"{note}, all there are of the {config.limit:,} that the preset takes"
@@ -210,6 +234,11 @@ def _labelled_files(config: Config) -> tuple[ImageFiles, ImageFiles]:
     if config.data in ("imagenet", "tiny-imagenet"):
         files = imagenet if config.data == "imagenet" else tiny_imagenet
         return files(root, "train"), files(root, "val")
+    return labelled_folder(root)
+
+
+def labelled_folder(root: Path) -> tuple[ImageFiles, ImageFiles]:
+    """Files of one's own to fit probes on and to test them on, by folders or by a split. ValueError as above."""
     if root.is_file():
         return split_files(root, "train"), split_files(root, "test")
     folders = folder_split(root, "train"), folder_split(root, "test")
@@ -229,7 +258,8 @@ def _why_unprobed(root: Path, train: Path | None) -> str:
             f"{root} has classes, but no test split to probe with: pretrain with --holdout 0.2 to keep a fifth of each "
             f"class apart, lay it out as train/<class>/ and test/<class>/, {elsewhere}"
         )
-    return f"{root} has no labels to probe with; lay it out as train/<class>/ and test/<class>/, {elsewhere}"
+    why = why_unlabelled(train or root)
+    return f"{root} has no labels to probe with ({why}); lay it out as train/<class>/ and test/<class>/, {elsewhere}"
 
 
 def at_size(config: Config, image_size: Sequence[int], size: int | None = None) -> Config:

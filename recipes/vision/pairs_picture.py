@@ -20,7 +20,7 @@ from stec.vision.affine import Affine
 FRAME, TRUE, GUESS, FALSE, X_COLOUR, GREY = "#e07b00", "#18836b", "#c23b50", "#b8c4d6", "#1f6fb4", "#7a7a7a"
 CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))  # a view's own top left first
 ROW, STRIP, TOP = 1.72, 1.55, 0.95  # inches: a row and its images, the bars of one component, the headings
-LEAST = 0.4  # belief: the bars of a component reach the height of the largest, or of this
+LEAST = 0.4  # belief: all bars have the scale on which the largest fits, or this
 
 
 def frame_corners(action: Float[Tensor, " 4"]) -> list[tuple[float, float]]:
@@ -69,6 +69,7 @@ def draw_pairs(
         )
     columns = [("image", ROW), ("x, and the frame of x' on it", 1.5 * ROW), ("x'", ROW)]
     columns += [(name, STRIP) for name in components]
+    top = max(LEAST, float(beliefs.max()))  # of all: the same per cent are the same height
     wide, tall = sum(width for _, width in columns) + 0.5, b * ROW + TOP
     figure = Figure(figsize=(wide, tall), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
@@ -88,7 +89,6 @@ def draw_pairs(
                 axes.plot(-1, -1, "o", markersize=7, color=FRAME, markeredgecolor="white", clip_on=False, zorder=9)
             else:
                 c = column - 3
-                top = max(LEAST, float(beliefs[:, c].max()))
                 _bars(axes, beliefs[row, c], int(truth[row, c]), valid=bool(pair.valid[row]), top=top)
             if row == 0:
                 axes.set_title(title, fontsize=10, pad=8)
@@ -156,7 +156,9 @@ def _bars(axes: Axes, belief: Float[Tensor, " k"], truth: int, *, valid: bool, t
         colours[guess], colours[truth] = GUESS, TRUE
         for i in {guess, truth}:
             place = (i, float(belief[i]) + 0.02 * top)
-            axes.text(*place, f"{100 * float(belief[i]):.0f}", fontsize=8.5, color=colours[i], ha="center", va="bottom")
+            words = {"fontsize": 8.5, "color": colours[i], "ha": "center", "va": "bottom"}
+            number = axes.text(*place, f"{100 * float(belief[i]):.0f}", **words)  # type: ignore[arg-type]
+            number.set_path_effects([withStroke(linewidth=2, foreground="white")])  # the dotted line may cross it
         axes.plot(truth, -0.06 * top, marker="^", markersize=6, color=TRUE, clip_on=False)
     else:
         axes.text(0.5, 0.98, "no label", transform=axes.transAxes, fontsize=8.5, ha="center", va="top", color=GREY)

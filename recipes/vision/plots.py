@@ -195,9 +195,14 @@ def _ends(found: Interval) -> tuple[float, float]:
     return found.low, found.high
 
 
-def _reach(found: Sequence[Interval], scale: float) -> list[list[float]]:
-    """How far the intervals reach below and above; NaN, which draws nothing, where there is none."""
+def _reach(found: Sequence[Interval], scale: float) -> list[list[float]] | None:
+    """How far the intervals reach below and above; NaN, which draws nothing, where there is none.
+
+    None where there is none at all: the legend shows no bar either.
+    """
     ends = [_ends(f) for f in found]
+    if all(math.isnan(low) for low, _ in ends):
+        return None
     below = [scale * (f.mean - low) for f, (low, _) in zip(found, ends)]
     above = [scale * (high - f.mean) for f, (_, high) in zip(found, ends)]
     return [below, above]

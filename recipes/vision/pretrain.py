@@ -32,9 +32,13 @@ from recipes.run import Outcome
 from recipes.run_folder import check_output
 from recipes.saving import MINUTES
 from recipes.terminal import command, say
-from recipes.vision.own_images import hold_out, how_to_probe, settled
+from recipes.vision import networks
+from recipes.vision.own_images import forget, hold_out, how_to_probe, settled
 from recipes.vision.presets import PRESETS, Config, method, preset
-from recipes.vision.run import pretrain, read_config, record_of
+from recipes.vision.run import from_plain, pretrain, read_config, record_of
+from stec.core.manipulation import BinnedActions
+
+ABOVE = 1.1  # of the chance level of manipulation, from which on a run is said to have learned nothing of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,7 @@ def line(config: Config) -> str:
 
 def settle(arguments: Arguments, folder: Path, *, going_on: bool, typed: Sequence[str]) -> Config:
     """The settings as the images let them be, each change said."""
+    forget()  # what an earlier command of this process has found
     config, lines = arguments.config, []
     if arguments.holdout is not None:
         if not going_on and is_first():
@@ -81,15 +86,35 @@ VISION = Modality(
     pretrain=pretrain,
     record_of=record_of,
     sources="code: what the authors' released code fixes",
-    then="python -m recipes.vision.evaluate --checkpoint",
     settle=settle,
     next_step=how_to_probe,
 )
 
 
+def unread(outcome: Outcome) -> str:
+    """A line where the actions were read far worse at the end than by a model blind to the views; else none."""
+    learner = outcome.learner
+    ended = learner.last.get("manipulation")
+    if ended is None or not isinstance(learner.objective.models["manipulation"], BinnedActions):
+        return ""
+    config = from_plain(learner.record["config"], None, source=outcome.checkpoint)
+    height, width = learner.record["image_size"]
+    bins = networks.action_bins(config, (height, width))
+    chance = float(networks.chance(config, bins, (height, width)).nll.mean())
+    if ended <= ABOVE * chance:
+        return ""
+    return (
+        f"manipulation ended at {ended:,.3f} nats, above the {chance:.3f} of a model blind to the views: it reads no "
+        "actions off them; try a lower --lr, or more epochs"
+    )
+
+
 def main(argv: list[str]) -> Outcome | None:
     """Run the command line; ValueError for a user's mistake."""
-    return pretrain_command(argv, VISION)
+    outcome = pretrain_command(argv, VISION)
+    if outcome is not None and is_first() and (warning := unread(outcome)):
+        say(warning)
+    return outcome
 
 
 if __name__ == "__main__":

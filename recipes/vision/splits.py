@@ -83,7 +83,7 @@ def read_split(path: Path) -> Split:
         content: Any = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no split of images; give --root a folder, or a run's {NAME}") from error
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not {"classes", "train", "test"} & content.keys():  # such as a config.json
         raise ValueError(f"{path} is no split of images; give --root a folder, or a run's {NAME}")
     split = typed(Split, content, source=path)
     for name in (*split.train, *split.test):
@@ -103,7 +103,7 @@ def split_files(path: Path, part: Literal["train", "test"]) -> ImageFiles:
     if gone := [name for name in names if not (root / name).exists()]:
         raise ValueError(
             f"{path} names {len(gone)} images that are gone from {named([split.root])}, such as {named(gone[:1])}; "
-            "put them back, or train another run on what is left"
+            f"put them back, train another run on what is left, or remove {path} if no run was trained with it"
         )
     number = {name: i for i, name in enumerate(split.classes)}
     labels = torch.tensor([number[Path(name).parts[0]] for name in names], dtype=torch.int64)

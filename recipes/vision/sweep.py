@@ -22,6 +22,7 @@ from pathlib import Path
 import tyro
 
 from recipes import records
+from recipes.differing import differing
 from recipes.results import table
 from recipes.results.differences import paired
 from recipes.results.seeds import check_seeds
@@ -144,9 +145,7 @@ def diverged(config: Config, folder: Path) -> bool:
     kept = json.loads(failed.read_text())
     if kept["error"] != NonFiniteLoss.__name__ or "settings" not in kept:  # what it was run with is not known: try anew
         return False
-    there, here = kept["settings"], to_plain(config)
-    other = [f"{key} {there.get(key)} there, {here[key]} here" for key in here if there.get(key) != here[key]]
-    if other:
+    if other := differing(kept["settings"], to_plain(config)):
         raise ValueError(
             f"{folder} holds a run that diverged with other settings ({'; '.join(other)}); give another --runs, or "
             "the same arguments"

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from recipes import records
+from recipes.differing import differing
 from recipes.run_folder import check_writable, plain
 from recipes.terminal import say, table
 from recipes.vision.finetune_loop import write_settings
@@ -57,20 +58,12 @@ def check_apart(train: Sequence[Path], test: Sequence[Path]) -> None:
         raise ValueError(f"{len(both)} images are trained and tested on, such as {both[0]}; name splits that differ")
 
 
-def _differences(there: Any, here: Any, name: str = "") -> list[str]:
-    """Where settings differ, part by part: "encoder.width 4 there, 8 here". What only `there` knows is passed over."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        parts = [_differences(there.get(key), value, f"{name}.{key}".strip(".")) for key, value in here.items()]
-        return [line for part in parts for line in part]
-    return [] if there == here else [f"{name} {there} there, {here} here"]
-
-
 def _finished(folder: Path, settings: Mapping[str, Any], data: str) -> list[records.Record]:
     """The record of a finished run, if there is one. ValueError where its settings, encoder or data are others."""
     if not (done := folder / "results.json").is_file():
         return []
     (record,) = records.read(done)
-    if other := _differences({**record.settings, "data": record.data}, {**plain(dict(settings)), "data": data}):
+    if other := differing({**record.settings, "data": record.data}, {**plain(dict(settings)), "data": data}):
         raise ValueError(
             f"{folder} holds a run with other settings: {'; '.join(other)}; give the same, or another --out"
         )

@@ -83,7 +83,7 @@ def overlap_with(
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """The utterances of a split that have audio and labels, and those that do not, each in the order of the split."""
+    """The utterances of a split that have all that was asked for, and what others lack, in the order of the split."""
 
     names: tuple[str, ...]
     without_audio: tuple[str, ...]
@@ -98,15 +98,15 @@ class Selection:
         return f"{len(self.names):,} utterances" + "".join(lacks)
 
 
-def select(split: Sequence[str], *, corpus: Collection[str], labels: Collection[str]) -> Selection:
-    """The utterances of `split` that are in `corpus` and in `labels`.
+def select(split: Sequence[str], *, corpus: Collection[str], labels: Collection[str] | None = None) -> Selection:
+    """The utterances of `split` that are in `corpus` and, where labels are asked for, in `labels`.
 
     Raises ValueError where none remains, and says so where the names are the same but for folders and endings.
 
     >>> print(select(["a", "b", "c"], corpus=["a", "c"], labels={"a": 0, "b": 1}))
     1 utterances; 1 without audio, such as b; 1 without labels, such as c
     """
-    with_audio, with_labels = set(corpus), set(labels)
+    with_audio, with_labels = set(corpus), set(split if labels is None else labels)
     selection = Selection(
         names=tuple(name for name in split if name in with_audio and name in with_labels),
         without_audio=tuple(name for name in split if name not in with_audio),
@@ -118,10 +118,15 @@ def select(split: Sequence[str], *, corpus: Collection[str], labels: Collection[
         hint
         for what, names, complete in (
             ("corpus", corpus, selection.without_audio),
-            ("labels", labels, selection.without_labels),
+            ("labels", labels or (), selection.without_labels),
         )
         if complete and (hint := _other_form(split, names, what))
     ]
+    if labels is None:
+        raise ValueError(
+            f"of {len(split):,} utterances of the split none is among the {len(with_audio):,} of the corpus; "
+            + ("; ".join(hints) or f"give the split of this corpus; this one names {few(split)}")
+        )
     raise ValueError(
         f"of {len(split):,} utterances of the split none has both audio and labels: {len(selection.without_audio):,} "
         f"are not among the {len(with_audio):,} of the corpus, {len(selection.without_labels):,} not among the "

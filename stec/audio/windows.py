@@ -117,10 +117,12 @@ class WindowBatches:
         self._usable = int((self._key.unique(return_counts=True)[1] // self.group).sum()) * self.group
         self.left_out = len(self._rows) - self._usable
         if self._usable < batch_size:
+            smaller = "--batch-size or --batch-group" if self.group > 1 else "--batch-size"
+            shorter = "a shorter --window, or --sampling all" if sampling == "random" else "or a shorter --window"
             raise ValueError(
                 f"an epoch of {corpus.path} has {self._usable} windows ({self.too_short} utterances are too short, "
-                f"{self.left_out} windows fill no group), less than a batch of {batch_size}; choose a smaller batch "
-                "size or group, a shorter window, or sampling='all'"
+                f"{self.left_out} windows fill no group), less than a batch of {batch_size}; choose a smaller "
+                f"{smaller}, {shorter}"
             )
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from stec.core.inert import named
 from stec.vision.data import ImageSet
 from stec.vision.decoding import centre, check, decode_rgb
 from stec.vision.folder import ImageFiles
@@ -19,6 +20,7 @@ from stec.vision.folder import ImageFiles
 Progress = Callable[[int, int], None]  # files done, of how many
 Broken = tuple[Path, str]  # and the reason
 SEVERAL_SIZES = "the images are of several sizes"
+NAMED = 3  # broken files, in one line
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +31,14 @@ class Loaded:
     resident: ImageSet | None
     broken: tuple[Broken, ...]  # skipped, each with its reason
     why_streamed: str
+
+    @property
+    def left_out(self) -> str:
+        """How many files were skipped, and the names below the root of the first; empty where none was."""
+        if not self.broken:
+            return ""
+        names = named([str(path.relative_to(self.files.root)) for path, _ in self.broken[:NAMED]])
+        return f"{len(self.broken):,} unreadable left out: {names}{_further(len(self.broken))}"
 
 
 def load(
@@ -126,7 +136,8 @@ class _Pool:
 
 
 def _good(files: ImageFiles, broken: dict[int, Broken], skip_broken: bool) -> Int[Tensor, " m"]:
-    reasons = "; ".join(reason for _, reason in list(broken.values())[:3])
+    reasons = "; ".join(reason for _, reason in list(broken.values())[:NAMED])
+    reasons += "," * (len(broken) > NAMED) + _further(len(broken))
     if len(broken) == len(files):
         raise ValueError(f"none of {len(files)} files in {files.root} can be decoded: {reasons}")
     if not skip_broken:
@@ -135,6 +146,10 @@ def _good(files: ImageFiles, broken: dict[int, Broken], skip_broken: bool) -> In
             "Restore or remove them, or pass skip_broken=True (--skip-broken) to go on without them"
         )
     return torch.tensor([i for i in range(len(files)) if i not in broken])
+
+
+def _further(broken: int) -> str:
+    return f" and {broken - NAMED:,} more" if broken > NAMED else ""
 
 
 def _first_size(files: ImageFiles) -> tuple[int, int]:

@@ -6,6 +6,7 @@ microseconds for an image: embedding bag 30, `grid_sample` 50-65 (and 85 for its
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -91,7 +92,8 @@ def resample(images: Tensor, rows: Taps, columns: Taps) -> Float[Tensor, "b c h 
     tensor([0., 1., 3., 4.])
     """
     if images.device.type != "cpu":
-        with torch.autocast(images.device.type, enabled=False):  # bf16 would round pixels to 256 levels of their own
+        has = torch.amp.autocast_mode.is_autocast_available(images.device.type)  # meta has not
+        with torch.autocast(images.device.type, enabled=False) if has else nullcontext():  # bf16 would round pixels
             across = images.float().flatten(1, 2) @ columns.dense().mT  # one matrix for all rows of all channels
             return rows.dense()[:, None] @ across.unflatten(1, (images.shape[1], -1))
     turned = images.mT.to(torch.float32, memory_format=torch.contiguous_format).contiguous()

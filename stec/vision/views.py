@@ -76,6 +76,13 @@ class Augmentation:
     sigma: tuple[float, float] = (0.1, 2.0)  # blur, in pixels of a view of 224 pixels
     threshold: float = 0.5  # solarise
 
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(
+                f"views of {self.size} pixels; need at least 1 a side, such as --size 32 (--small-size 16 for small "
+                "crops), or None for the images' own size"
+            )
+
     def draw_crops(self, n: int, image_size: tuple[int, int], *, generator: torch.Generator) -> CropFlip:
         """n crops and flips of images of (H, W) pixels."""
         return CropFlip.draw(n, image_size, scale=self.scale, ratio=self.ratio, p_flip=self.p_flip, generator=generator)

@@ -105,6 +105,17 @@ def test_says_what_is_left_out() -> None:
     assert str(select(["a"], corpus=["a", "b"], labels=["a"])) == "1 utterances"
 
 
+def test_labels_are_spoken_of_where_they_are_asked_for() -> None:
+    selection = select(["a", "b", "c"], corpus=["a"])
+    assert selection.names == ("a",)
+    assert str(selection) == "1 utterances; 2 without audio, such as b, c"
+    with pytest.raises(ValueError, match="of 2 utterances of the split none is among the 1 of the corpus") as error:
+        select(["b", "c"], corpus=["a"])
+    assert "labels" not in str(error.value)
+    with pytest.raises(ValueError, match=r"'a' in the split is 'x/a\.wav' in the corpus"):
+        select(["a"], corpus=["x/a.wav"])
+
+
 def test_names_that_differ_in_form() -> None:
     split = ["84-121550-0000"]
     with pytest.raises(ValueError, match="'84-121550-0000' in the split is '84/121550/84-121550-0000' in the corpus"):

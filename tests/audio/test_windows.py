@@ -203,7 +203,9 @@ def test_processes_share_each_batch_in_whole_groups(monkeypatch: pytest.MonkeyPa
     ("options", "words"),
     [
         ({"window": 81}, "longest has 80; choose a window of at most 80"),
-        ({"batch_size": 40}, r"has 37 windows \(1 utterances are too short"),
+        ({"batch_size": 40}, r"has 37 windows \(1 utterances are too short.* --batch-size, or a shorter --window$"),
+        ({"batch_size": 40, "sampling": "random"}, r"a shorter --window, or --sampling all$"),
+        ({"batch_size": 40, "together": "speaker", "group": 2}, r"a smaller --batch-size or --batch-group, or a"),
         ({"batch_size": 6, "together": "speaker", "group": 4}, "no multiple of the group of 4"),
         ({"batch_size": 9, "together": "utterance", "group": 9}, "37 windows fill no group"),
         ({"batch_size": 0}, "at least 1"),

@@ -75,6 +75,38 @@ def test_a_ctm_and_collapsed_stress(tmp_path: Path, cache: Path) -> None:
     assert labels == {"a": [0, 0, 1, 1, 2, 2, 2, 0], "b": [1, 1, 0]}
 
 
+def test_textgrids_in_folders_of_speakers_are_of_the_audio_there(tmp_path: Path) -> None:
+    """Base names repeat, so `prepare` names utterances with their folders, and aligners write the same folders."""
+    for name, length in (("spk0/u0", 1600), ("spk1/u0", 800), ("spk1/u1", 800)):
+        path = tmp_path / "wavs" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.full(length, 7, dtype=np.int16), 16_000)
+    prepare(audio_folder(tmp_path / "wavs", speaker="folder"), tmp_path / "cache", workers=1)
+    textgrid(tmp_path / "tg" / "spk0" / "u0.TextGrid", FIRST)
+    textgrid(tmp_path / "tg" / "spk1" / "u0.TextGrid", SECOND)
+    textgrid(tmp_path / "tg" / "u1.TextGrid", SECOND)  # whose bare name one utterance has
+    textgrid(tmp_path / "tg" / "spk2" / "u1.TextGrid", FIRST)  # of another speaker: not of spk1/u1
+    textgrid(tmp_path / "tg" / "u0.TextGrid", [(0.0, 0.05, "ZH")])  # each u0 has its own: of none
+    labels, names = run(tmp_path / "tg", tmp_path / "cache", tmp_path / "labels.txt")
+    assert names == ("sil", "AE0", "AE1", "T")
+    assert labels == {"spk0/u0": [0, 0, 2, 2, 3, 3, 3, 0], "spk1/u0": [1, 1, 0], "spk1/u1": [1, 1, 0]}
+
+    # A bare name that two utterances have tells neither.
+    (tmp_path / "tg" / "spk1" / "u0.TextGrid").unlink()
+    with pytest.raises(ValueError, match=r"tg/u0\.TextGrid may be of spk0/u0 or of spk1/u0; lay TextGrids in the fold"):
+        run(tmp_path / "tg", tmp_path / "cache", tmp_path / "labels.txt")
+
+
+def test_doubles_of_no_utterance_are_no_mistake(tmp_path: Path, cache: Path) -> None:
+    textgrid(tmp_path / "tg" / "a.TextGrid", FIRST)
+    for folder in ("x", "y"):
+        textgrid(tmp_path / "tg" / folder / "z.TextGrid", SECOND)
+        textgrid(tmp_path / "tg" / folder / "a.TextGrid", SECOND)  # beside the one that lies where its audio lies
+    labels, _ = run(tmp_path / "tg", cache, tmp_path / "labels.txt")
+    assert set(labels) == {"a"}
+    assert len(labels["a"]) == 8
+
+
 def test_frames_in_no_interval_are_silence_where_nothing_is_named_so(tmp_path: Path, cache: Path) -> None:
     labels, names = run(ctm(tmp_path / "a.ctm", a=[(0.02, 0.1, "AE1")]), cache, tmp_path / "labels.txt")
     assert names == ("sil", "AE1")

@@ -19,7 +19,7 @@ from tones import PITCHES, Speech, make_speech, newest, tiny, write_split
 from recipes import records
 from recipes.audio import compare, measure, phones, presets, quickstart, speakers
 from recipes.audio.measure import Frames, encoder_frames, label_frames, majority, probe_phones, surprise
-from recipes.audio.run import load_learner
+from recipes.audio.run import build_learner, load_learner, record_of
 from recipes.audio.run import pretrain as train
 from recipes.results import table
 from stec.audio.alignment import Alignment
@@ -424,13 +424,13 @@ def test_speakers_that_are_not_known_or_too_few(speech: Speech, checkpoint: Path
         shutil.copy(path, flat)
     prepare(audio_folder(flat, speaker="none"), tmp_path / "nobody", workers=1)
     one = write_split(tmp_path / "one.txt", [f"1-10-000{i}" for i in range(8)])
-    few = write_split(tmp_path / "few.txt", [*(f"1-10-000{i}" for i in range(8)), "2-20-0000"])
+    few = write_split(tmp_path / "few.txt", ["1-10-0000", "2-20-0000", "3-30-0000", "3-30-0001"])
     other = write_split(tmp_path / "other.txt", ["84-1-0000"])
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"corpus": tmp_path / "nobody"}, r"nobody knows 1 speakers of these utterances; prepare it.*--speaker folder"),
+        ({"corpus": tmp_path / "nobody"}, r"nobody knows 0 speakers of these utterances; prepare it.*--speaker folder"),
         ({"split": one}, "cache knows 1 speakers of these utterances"),
-        ({"split": few}, "speaker 2 has 1 utterances and there are 5 folds; a probe needs two of each at least"),
-        ({"folds": 1}, "there are 1 folds"),
+        ({"split": few}, "2 of 3 speakers of .*cache have one utterance alone, 1, 2; .* cut long files into several"),
+        ({"folds": 1}, "--folds is 1; heads learn on all but one"),
         ({"split": other}, "other.txt: of 1 utterances of the split none"),
         ({"corpus": tmp_path / "nowhere"}, "nowhere does not exist"),
     ]
@@ -438,6 +438,32 @@ def test_speakers_that_are_not_known_or_too_few(speech: Speech, checkpoint: Path
     for change, words in changes:
         with pytest.raises(ValueError, match=words):
             speakers.evaluate(dataclasses.replace(task, **change))
+
+
+def test_speakers_of_one_utterance_are_left_out_and_named(
+    speech: Speech, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One lone recording is no reason to read none, nor is one that lies outside the folders of speakers."""
+    files = sorted(speech.root.rglob("*.flac"))
+    lone = [tmp_path / "wavs" / name / "u.flac" for name in ("spk6", "spk7", "spk8", "spk9")]
+    for path in (tmp_path / "wavs" / "stray.flac", *lone):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(files[0], path)
+    for path in files:
+        copy = tmp_path / "wavs" / path.name.split("-")[0] / path.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    prepare(audio_folder(tmp_path / "wavs", speaker="folder"), tmp_path / "cache", workers=1)
+    task = speakers.Arguments(checkpoint, tmp_path / "cache", protocols=("utterance",), layers=("latents",))
+    (found,) = speakers.evaluate(dataclasses.replace(task, out=tmp_path / "r.json"))
+    said = capsys.readouterr().out
+    assert "4 of 7 speakers have one utterance alone and are left out: spk6, spk7, spk8 and 1 more" in said
+    assert "1 utterances are of no known speaker and are left out" in said
+    (result,) = found.results
+    assert (result.details["speakers"], result.details["utterances"]) == (3, 24)
+    assert "24 utterances of 3 speakers" in found.data
+    speakers.read_corpus(dataclasses.replace(task, corpus=speech.cache))
+    assert "left out" not in capsys.readouterr().out
 
 
 # --- surprise and comparison -----------------------------------------------------------------------------------------
@@ -464,6 +490,35 @@ def test_surprise_needs_a_group(speech: Speech, checkpoint: Path) -> None:
     corpus = Corpus.open(speech.cache).subset(["1-10-0000", "1-10-0001", "2-20-0000"])
     with pytest.raises(ValueError, match=r"groups of 4 windows, and .*cache has 3 utterances of 5120 samples"):
         surprise(learner, config, corpus)
+
+
+@pytest.mark.parametrize(("updates", "short"), [(10, True), (65, True), (66, False)])
+def test_a_run_of_few_updates_is_said_to_be_too_short(
+    updates: int, short: bool, speech: Speech, checkpoint: Path
+) -> None:
+    """BatchNorm's statistics of the start, which evaluation reads, weigh 0.9^n."""
+    learner = build_learner(tiny(speech, normalisation="batch"), corpus=None, batches=None, classes=0)
+    encoder = learner.encoder
+    assert isinstance(encoder, CPCEncoder)
+    encoder.train()
+    random = torch.Generator().manual_seed(0)
+    norm = next(module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    norm.running_mean = torch.full_like(norm.weight, 1e6)
+    with torch.no_grad():
+        for _ in range(updates):
+            encoder.latents(torch.randn(2, 1_600, generator=random))
+    assert bool((norm.running_mean > 1e3).all()) == short  # more than a thousandth of 1e6
+    found = surprise(learner, tiny(speech), Corpus.open(speech.cache), passes=1)
+    record = record_of(tiny(speech, seed=7), found, seconds=None)
+    captions = compare.captions([record])
+    assert captions[0].startswith("c: features of the context, z: of the latents")
+    assert (len(captions) == 2) == short
+    if short:
+        assert f"1 runs are short, such as cpc, seed 7, of {updates} updates" in captions[1]
+
+    # Without BatchNorm there is nothing to be short of.
+    learner, config, _ = load_learner(checkpoint)
+    assert all("updates of BatchNorm" not in r.details for r in surprise(learner, config, Corpus.open(speech.cache)))
 
 
 @pytest.fixture
@@ -505,7 +560,11 @@ def test_presets_are_compared_over_seeds_and_nothing_is_done_twice(
     assert sorted(path.name for path in runs.iterdir()) == sorted(folder.name for folder in folders)
     lines = [line for line in said.splitlines() if line.startswith("small-pooled - small-cpc, ")]
     assert {line.split(": ")[0].split(", ")[1] for line in lines} == {"context linear +0", "latents linear +0"}
-    assert all("95 % interval" in line and "p " in line for line in lines)
+    assert all("95 % interval" in line and "p " in line and "2 seeds; too narrow" in line for line in lines)
+    headings = [line for line in said.splitlines() if line.startswith("run ")]
+    order = [(seed, name) for seed in (0, 1) for name in ("small-cpc", "small-pooled")]
+    assert headings == [f"run {i} of 4: {name}, seed {seed}" for i, (seed, name) in enumerate(order, start=1)]
+    assert "\nc: features of the context, z: of the latents" in said
 
     # The lines are differences of what the runs' own files say.
     for line in lines:
@@ -552,6 +611,35 @@ def test_presets_are_compared_over_seeds_and_nothing_is_done_twice(
     other = words.replace(str(test_split), str(write_split(tmp_path / "fewer.txt", test_split.read_text().split()[:4])))
     with pytest.raises(ValueError, match=r"was probed with other labels, splits or corpora; .*asked\.json"):
         call(compare.main, other, monkeypatch)
+
+
+def test_differences_over_three_seeds_have_the_interval_of_students_t(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Phones gain 1, 2 and 3 points, seed by seed: 2 ± 4.3027 / sqrt(3). The seeds' own levels are no part of it."""
+    found = []
+    for seed, level in enumerate((0.5, 0.9, 0.1)):
+        for name, gain in (("small-cpc", 0.0), ("small-pooled", 0.01 * (1 + seed))):
+            details = {"layer": "context", "offset": "+0"}
+            results = [records.Result("phone accuracy", level + gain, "linear", details)]
+            config = dataclasses.replace(presets.preset(name), seed=seed)
+            found.append(record_of(config, results, seconds=None, stage="phones"))
+    monkeypatch.setattr(compare, "collect", lambda _: found)
+    call(compare.main, f"small-cpc small-pooled --corpus {tmp_path} --runs {tmp_path}", monkeypatch)
+    said = capsys.readouterr().out
+    assert "Student's t" in said
+    assert "+2.0 [-0.5,+4.5]" in said
+    assert "bootstrap" not in said
+    counts = {"correct": {"context linear +0": [5, 6]}, "total": [10, 10]}
+    for seed in range(3):
+        for name in ("small-cpc", "small-pooled"):
+            file = tmp_path / f"{name}-seed{seed}" / "phones.json"
+            file.parent.mkdir()
+            file.write_text(json.dumps({presets.method(presets.preset(name)): {"context linear +0": counts}}))
+    arguments = compare.Arguments(("small-cpc", "small-pooled"), tmp_path, runs=tmp_path)
+    assert compare.differences(arguments) == []
+    (line,) = compare.differences(dataclasses.replace(arguments, seeds=(0, 1)))
+    assert "bootstrap over utterances and 2 seeds" in line
 
 
 def test_the_supervised_baseline_learns_from_no_label_it_is_tested_on(speech: Speech, tmp_path: Path) -> None:
@@ -658,7 +746,8 @@ def test_rows_of_the_table_keep_apart_what_differs() -> None:
 def test_an_interrupted_comparison_is_taken_up(
     speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = f"small-cpc --corpus {speech.cache} --seeds 0 --runs {tmp_path / 'runs'}"
+    monkeypatch.chdir(speech.cache.parent)  # a relative path, as people type it
+    words = f"small-cpc --corpus {speech.cache.name} --seeds 0 --runs {tmp_path / 'runs'}"
     call(compare.main, words, monkeypatch)
     folder = tmp_path / "runs" / "small-cpc-seed0"
     whole = load_checkpoint(newest(folder)).weights
@@ -726,6 +815,7 @@ def test_the_quickstart_ends_and_writes_its_files(
     assert all(0 < r.value <= 1 for record in found for r in record.results)
     said = capsys.readouterr().out
     assert all(name in said for name in ("majority", "MFCC", "untrained", "s in all. Pictures:"))
+    assert "\nc: features of the context, z: of the latents" in said
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"notes.txt"):
         call(quickstart.main, f"--out {out}", monkeypatch)

@@ -3,20 +3,22 @@
 import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import tyro
 from tones import Speech, make_speech, newest, tiny, write_split
 
 from recipes import progress, records
-from recipes.audio import networks
+from recipes.audio import networks, phones, speakers
 from recipes.audio.labelled import Labelled, LabelledPairs, LabelledWindows
 from recipes.audio.presets import PRESETS, Config, method, preset
-from recipes.audio.pretrain import main
-from recipes.audio.run import from_plain, load_learner, read_config, to_plain
+from recipes.audio.pretrain import how_to_probe, main
+from recipes.audio.run import from_plain, load_learner, open_corpus, read_config, to_plain
 from recipes.audio.run import pretrain as train
 from recipes.run import Outcome
 from recipes.vision.presets import preset as vision_preset
@@ -26,6 +28,7 @@ from stec.audio.alignment import Alignment
 from stec.audio.corpus import Corpus
 from stec.audio.encoders import PADDINGS, CPCEncoder
 from stec.audio.preparing import prepare
+from stec.audio.shards import speech_sources
 from stec.audio.sources import audio_folder
 from stec.audio.views import SpeechPairs
 from stec.audio.windows import WindowBatches, WindowLoader, Windows
@@ -34,6 +37,7 @@ from stec.core.checkpoints import load_checkpoint
 from stec.core.learner import Learner, NonFiniteLoss
 from stec.core.objective import Features, encode
 from stec.core.sequence import TransformerPredictor
+from stec.core.shards.writing import write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -165,6 +169,10 @@ def test_a_finished_run_is_left_alone(run: Path, speech: Speech) -> None:
 def test_a_split_restricts_what_is_seen(speech: Speech, tmp_path: Path) -> None:
     outcome = train(tiny(speech, split=speech.train), tmp_path / "run", quiet=True)
     assert outcome.steps_per_epoch == 2
+    more = write_split(tmp_path / "more.txt", [*speech.train.read_text().split(), "84-1-0001"])
+    _, note = open_corpus(tiny(speech, split=more), None)
+    assert note.startswith("21 utterances; 1 without audio, such as 84-1-0001 of more.txt, ")
+    assert "labels" not in note
     assert load_learner(outcome.checkpoint)[2]["utterances"] == speech.train.read_text().split()
 
 
@@ -231,11 +239,33 @@ def test_the_command_overrides_writes_a_record_and_resumes(
     assert {r.metric for r in record.results} == {"time_sensitive", "time_insensitive", "loss"}
     assert str(tmp_path) not in (out / "results.json").read_text()
     main(["--resume", str(out)])
-    assert "this run was finished already. Now: python -m recipes.audio.phones" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "this run was finished already. Now, with files of yours for words in capitals:\n" in said
+    given = f"--checkpoint {newest(out)} --corpus {speech.cache}"
+    task = "--labels LABELS --train-split TRAIN_SPLIT --test-split TEST_SPLIT"
+    assert said.count(f"\n  python -m recipes.audio.phones {given} {task}\n") == 2
+    assert said.count(f"\n  python -m recipes.audio.speakers {given}\n") == 2
     with pytest.raises(ValueError, match="takes the run's folder and nothing else"):
         main(["--resume", str(out), "--epochs", "3"])
     with pytest.raises(ValueError, match="holds no run"):
         main(["--resume", str(tmp_path)])
+
+
+def test_the_commands_that_follow_a_run_are_those_of_its_corpus(speech: Speech, tmp_path: Path) -> None:
+    """Blanks in names, labels that heads must share, speakers that are not known, and shards, which no probe reads."""
+    checkpoint = tmp_path / "a run" / "step=6.ckpt"
+    config = tiny(speech, supervised=True, labels=speech.labels, split=speech.train)
+    _, words, who = how_to_probe(config, checkpoint).splitlines()
+    assert words.startswith(f"  python -m recipes.audio.phones --checkpoint '{checkpoint}' --corpus {speech.cache} ")
+    assert words.endswith(f" --labels {speech.labels} --train-split {speech.train} --test-split TEST_SPLIT")
+    assert tyro.cli(phones.Arguments, args=shlex.split(words)[3:]).checkpoint == checkpoint
+    assert tyro.cli(speakers.Arguments, args=shlex.split(who)[3:]).corpus == speech.cache
+    audio = audio_folder(speech.root, speaker="none")
+    prepare(audio, tmp_path / "nobody", workers=1)
+    assert how_to_probe(tiny(speech, corpus=tmp_path / "nobody"), checkpoint).count("\n") == 1
+    write_shards(speech_sources(Corpus.open(speech.cache)), tmp_path / "shards", shard_bytes=400_000)
+    lines = how_to_probe(tiny(speech, corpus=tmp_path / "shards"), checkpoint).splitlines()
+    assert all("--corpus CACHE" in line for line in lines[1:])
 
 
 def test_an_unknown_override_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
@@ -425,7 +455,7 @@ def test_the_labels_of_frames_replace_those_of_windows() -> None:
         ({"corpus": Path("nowhere")}, r"nowhere does not exist; make it with python -m recipes.audio.prepare"),
         ({"split": Path("nowhere")}, "nowhere"),
         ({"window": 100_000}, "no utterance of .* has a window of 100000 samples, the longest has"),
-        ({"batch_size": 32}, "less than a batch of 32; choose a smaller batch size"),
+        ({"batch_size": 32}, "less than a batch of 32; choose a smaller --batch-size"),
         ({"window": 1_600}, "12 steps ahead in windows of 1600 samples, which are 10 frames"),
         ({"batch_size": 6}, "no multiple of --batch-group 4"),
         ({"batch_size": 8, "devices": 4}, "2 windows for each of 4 processes, no multiple of --batch-group 4"),
@@ -481,7 +511,7 @@ def test_models_that_ask_who_speaks_need_a_corpus_that_knows(speech: Speech, tmp
 
 def test_a_split_of_another_corpus(speech: Speech, tmp_path: Path) -> None:
     split = write_split(tmp_path / "split.txt", ["84-1-0001", "84-1-0002"])
-    with pytest.raises(ValueError, match="of 2 utterances of the split none has both"):
+    with pytest.raises(ValueError, match="of 2 utterances of the split none is among the 24 of the corpus; give the"):
         train(tiny(speech, split=split), tmp_path / "run", quiet=True)
 
 

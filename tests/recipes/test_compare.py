@@ -1,17 +1,19 @@
 """Comparing presets on a few noise images: overrides, seeds, the tables and what differs from the first preset."""
 
+import contextlib
 import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from recipes import records
+from recipes import progress, records
 from recipes.results.seeds import check_seeds
-from recipes.vision import compare
-from recipes.vision.presets import preset
-from recipes.vision.run import read_config
+from recipes.vision import compare, evaluate, inputs
+from recipes.vision.presets import Config, preset
+from recipes.vision.run import read_config, record_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 
@@ -37,11 +39,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def compared(images: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A finished comparison of two presets with two seeds, and its command line."""
+    """A finished comparison of two presets with two seeds, what it said, and its command line."""
     folder = tmp_path_factory.mktemp("compared")
     words = ["tiny-simclr", "tiny-stec", *SMALL.split(), "--root", str(images), "--runs", str(folder / "runs")]
     words += ["--seeds", "0", "1"]
-    compare.main([*words, "--out", str(folder / "all.json")])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        compare.main([*words, "--out", str(folder / "all.json")])
+    (folder / "said.txt").write_text(said.getvalue())
     return folder, words
 
 
@@ -105,6 +109,65 @@ def test_runs_and_records_have_the_settings(compared: tuple[Path, list[str]]) ->
     ]
 
 
+def test_every_run_is_counted_and_named_before_it_begins(compared: tuple[Path, list[str]]) -> None:
+    folder, _ = compared
+    said = (folder / "said.txt").read_text().splitlines()
+    runs = [line for line in said if line.startswith("run ")]
+    assert runs == [
+        "run 1 of 4: tiny-simclr, seed 0",
+        "run 2 of 4: tiny-stec, seed 0",
+        "run 3 of 4: tiny-simclr, seed 1",
+        "run 4 of 4: tiny-stec, seed 1",
+    ]
+    assert [said[said.index(line) + 1].split(" (")[0] for line in runs] == ["SimCLR", "S-TEC exact"] * 2
+
+
+def test_an_interrupted_run_says_where_it_goes_on(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tiny-simclr", *SMALL.replace("--epochs 1", "--epochs 3 --checkpoint-every 1").split()]
+    config = compare.configure([*words, "--root", str(images)], "tiny-simclr", 0)
+
+    class Pulled(Exception):
+        pass
+
+    def pull(self: object, trainer: object, *rest: object) -> None:
+        if trainer.global_step == 7:  # type: ignore[attr-defined]
+            raise Pulled
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress.EpochProgress, "on_train_batch_end", pull)
+        with pytest.raises(Pulled):
+            compare.one_run(config, tmp_path / "run")
+    assert "going on" not in capsys.readouterr().out
+    for _ in range(2):  # the second time there is nothing to go on with
+        compare.one_run(config, tmp_path / "run", measure=lambda *_: [])
+    said = capsys.readouterr().out
+    assert [line for line in said.splitlines() if "going on" in line] == ["going on from step 4 of 12, epoch 2 of 3"]
+
+
+def test_baselines_of_other_settings_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Config] = []
+
+    def measure(config: Config, *_: object) -> list[records.Record]:
+        measured.append(config)
+        return [record_of(config, [records.Result("accuracy", 0.1 * len(measured), "knn")], seconds=None, name="raw")]
+
+    monkeypatch.setattr(evaluate, "baselines", measure)
+    monkeypatch.setattr(inputs, "labelled_images", lambda config: (None, None))
+    config = dataclasses.replace(preset("tiny-simclr"), root=tmp_path / "here")
+    first = compare.baselines(config, tmp_path)
+    moved = dataclasses.replace(config, root=tmp_path / "there")  # where the data lie changes nothing
+    assert compare.baselines(moved, tmp_path) == first
+    assert measured == [config]
+    other = dataclasses.replace(config, augmentation=dataclasses.replace(config.augmentation, size=48))
+    again = compare.baselines(other, tmp_path)
+    assert measured == [config, other]
+    assert again[0].results[0].value == 0.2
+    assert compare.baselines(other, tmp_path) == again
+    assert measured == [config, other]
+
+
 def test_the_tables(compared: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     """On a terminal without bars, as Markdown with them; both name the statistic, neither the paper."""
     folder, words = compared
@@ -115,6 +178,7 @@ def test_the_tables(compared: tuple[Path, list[str]], capsys: pytest.CaptureFixt
     compare.main([*words, "--markdown", "--out", str(folder / "all.md")])
     marked = capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (folder / "runs").rglob("*")} == before
+    assert "run 1" not in shown  # all of them are finished
     assert "mean ± standard deviation over seeds" in shown
     assert "| method" not in shown
     assert "| method | seeds (mean ± SD) | linear % |" in marked
@@ -135,5 +199,6 @@ def test_the_tables(compared: tuple[Path, list[str]], capsys: pytest.CaptureFixt
 def test_runs_with_other_views_are_not_taken_for_these(compared: tuple[Path, list[str]]) -> None:
     _, words = compared
     other = [word if word != "24" else "16" for word in words]
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    says = r"seed0 holds a run with other settings \(augmentation\.size 24 there, 16 here\); give another --runs"
+    with pytest.raises(ValueError, match=says):
         compare.main(other)

@@ -193,7 +193,9 @@ def test_a_run_leaves_its_record_weights_and_picture(run: Path) -> None:
     assert (folder / "predictions.png").stat().st_size < 150_000
 
 
-def test_an_interrupted_run_goes_on_to_the_same_weights(root: Path, run: Path, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    root: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     args = arguments(root, tmp_path)
     detect.detect(args)
     folder = tmp_path / "untrained-seed0"
@@ -207,7 +209,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(root: Path, run: Path, t
     (folder / "weights.safetensors").unlink()
     with pytest.raises(ValueError, match="untrained-seed0 holds a run already; go on with --resume"):
         detect.detect(args)
+    capsys.readouterr()
     (record,) = detect.detect(dataclasses.replace(args, resume=True))
+    assert "untrained-seed0: going on from step 2 of 4\n" in capsys.readouterr().out
     assert record.settings["resumed"] is True
     again = load_file(folder / "weights.safetensors")
     assert set(again) == set(whole)
@@ -244,7 +248,7 @@ def test_a_finished_run_of_another_encoder_or_other_settings_is_refused(root: Pa
     with pytest.raises(ValueError, match=r"settings: steps 2 there, 4 here; give the same, or another --out"):
         detect.detect(from_file(0, resume=True, steps=4))
     (tmp_path / "out" / "mine-seed0" / "results.json").unlink()  # trained, not measured
-    with pytest.raises(ValueError, match=r"other settings: encoder "):
+    with pytest.raises(ValueError, match=rf"other settings: encoder\.sha256 {digest} there, \w+ here; give the same"):
         detect.detect(from_file(1, resume=True))
     assert len(detect.detect(from_file(0, resume=True))) == 1
 

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from matplotlib.markers import MarkerStyle
 from PIL import Image
 from torch import Tensor
 
@@ -121,8 +125,9 @@ def test_distances_are_those_of_the_features_of_one_set_of_views(
 
 
 def test_runs_of_one_method_are_told_apart_by_their_folders(
-    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoints: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """In the picture, the table and the record's settings; the method of a record stays what it is."""
     monkeypatch.setattr(embed, "umap_places", first_two)
     drawn: list[str] = []
     draw = embed_picture.draw
@@ -132,8 +137,28 @@ def test_runs_of_one_method_are_told_apart_by_their_folders(
         return draw(rows, *rest, **settings)  # type: ignore[arg-type]
 
     monkeypatch.setattr(embed_picture, "draw", spied)
-    embed.embed(embed.Arguments(checkpoints, n=40), tmp_path)
-    assert drawn == ["SimCLR", "S-TEC exact, stec", "S-TEC exact, stec-1"]
+    words = [word for path in checkpoints for word in ("--checkpoint", str(path))]
+    monkeypatch.setattr(sys, "argv", ["x", *words, "--n", "40", "--out", str(tmp_path / "out")])
+    embed.main()
+    expected = ["SimCLR", "S-TEC exact, stec", "S-TEC exact, stec-1"]
+    assert drawn == expected
+    table = capsys.readouterr().out.split("plain centroids")[1].splitlines()
+    assert [" ".join(line.split()[:-4]) for line in table if "0." in line] == expected
+    found = records.read(tmp_path / "out" / "embedding.json")
+    assert [(r.method, r.settings["embedding"]["row"]) for r in found] == [
+        (name.partition(",")[0], name) for name in expected
+    ]
+
+
+def test_checkpoints_of_one_run_and_runs_of_one_name_are_told_apart_too() -> None:
+    def named(*paths: str) -> list[str]:
+        return embed.told_apart(["A"] * len(paths), [Path(path) for path in paths])
+
+    assert named("x/checkpoints/1.ckpt") == ["A"]
+    assert named("x/checkpoints/1.ckpt", "x/checkpoints/2.ckpt") == ["A, x, 1", "A, x, 2"]
+    alike = ["a/x/checkpoints/1.ckpt", "b/x/checkpoints/1.ckpt"]
+    assert named(*alike) == [f"A, {path}" for path in alike]
+    assert named(alike[0], alike[0]) == [f"A, {alike[0]}"] * 2
 
 
 def test_views_follow_the_law_of_pretraining_and_know_their_magnitude() -> None:
@@ -178,12 +203,13 @@ def test_every_encoder_has_four_panels(classes: int, rows: int, tmp_path: Path) 
     shown = [len(panel.collections[0].get_offsets()) for panel in figure.axes[:3]]
     assert shown == [400, 400, 200]
     assert len(figure.axes[3].lines) == 3 * classes
-    # the first panel's colours are magnitudes, 0 for plain images, and each point has its own
+    # the first panel's colours are magnitudes, grey for plain images, and each point has its own
     points = figure.axes[0].collections[0]
-    of_point = {tuple(point): value for point, value in zip(points.get_offsets().tolist(), points.get_array().tolist())}
+    of_point = dict(zip(map(tuple, points.get_offsets().tolist()), points.get_facecolor().tolist()))
     for i in (0, 7, 199):
-        assert of_point[tuple(row.places[i].tolist())] == 0.0
-        assert of_point[tuple(row.places[200 + i].tolist())] == pytest.approx(float(magnitude[i]))
+        assert to_hex(of_point[tuple(row.places[i].tolist())]) == embed_picture.PLAIN
+        shade = colormaps["viridis"](float(magnitude[i]))
+        assert of_point[tuple(row.places[200 + i].tolist())] == pytest.approx(shade, abs=1e-6)
     # and those of the second and third are classes
     colours = embed_picture.colours(torch.arange(classes), classes)
     assert len({tuple(colour) for colour in colours.tolist()}) == classes
@@ -193,6 +219,25 @@ def test_every_encoder_has_four_panels(classes: int, rows: int, tmp_path: Path) 
     for i in (0, 7, 199):
         assert alone.get_facecolor()[i].tolist() == pytest.approx(colours[i % classes].tolist())
         assert of_both[tuple(row.places[200 + i].tolist())] == pytest.approx(colours[i % classes].tolist())
+
+
+@pytest.mark.parametrize(("n", "size"), [(20, 24.0), (200, 10.0), (1000, 2.4)])
+def test_plain_images_are_points_and_augmented_ones_crosses_larger_where_they_are_few(
+    n: int, size: float, tmp_path: Path
+) -> None:
+    row, magnitude, names = a_row(n, 10)
+    figure = embed_picture.draw([row], magnitude, names, path=tmp_path / "x.png")
+    plain = {tuple(place) for place in row.places[:n].tolist()}
+    for panel in figure.axes[:3]:
+        (cloud,) = panel.collections
+        assert isinstance(cloud, PathCollection)
+        places, sizes, paths = cloud.get_offsets().tolist(), cloud.get_sizes().tolist(), cloud.get_paths()
+        assert len(places) == len(sizes) == len(paths)
+        for place, area, path in zip(places, sizes, paths):
+            mark = "o" if tuple(place) in plain else "x"
+            own = MarkerStyle(mark)
+            assert path.vertices.tolist() == own.get_path().transformed(own.get_transform()).vertices.tolist()
+            assert area == pytest.approx(size * (1 if mark == "o" else 1.6))
 
 
 def test_without_umap_the_extra_is_named_before_anything_is_read(

@@ -318,14 +318,18 @@ def test_an_interrupted_command_goes_on_exactly(
     # what is finished is not trained again, and not taken for something else
     monkeypatch.setattr(finetune, "fit", None)
     assert finetune.finetune(few(checkpoint), tmp_path / "broken") == again
-    with pytest.raises(ValueError, match="seed0-pretrained holds a run with another epochs; give another --out"):
+    with pytest.raises(
+        ValueError, match=r"pretrained holds a run with other settings \(epochs 3 there, 4 here\); give"
+    ):
         finetune.finetune(few(checkpoint, epochs=4), tmp_path / "broken")
 
 
 def test_a_checkpoint_of_another_encoder_is_not_taken_up(root: Path, checkpoint: Path, tmp_path: Path) -> None:
     finetune.finetune(few(checkpoint, from_scratch=False), tmp_path / "out")
     other = pretrained(root, tmp_path / "other", width=8)
-    with pytest.raises(ValueError, match="holds a run with another checkpoint; give another --out"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(checkpoint \w{10} there, \w{10} here\); give another --out"
+    ):
         finetune.finetune(few(other, from_scratch=False), tmp_path / "out")
     (tmp_path / "out" / "share0.2-seed0-pretrained" / "results.json").unlink()
     with pytest.raises(ValueError, match="was made with other settings: checkpoint"):
@@ -355,9 +359,15 @@ def test_the_command_shows_means_over_seeds_and_writes_all(
     finetune.main()
     found = records.read(tmp_path / "out" / "results.json")
     shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("fit ")] == [
+        "fit 1 of 2: 20 % of the labels, seed 0, pretrained",
+        "fit 2 of 2: 20 % of the labels, seed 1, pretrained",
+    ]
     for i in range(3):
         one, two = (100 * record.results[i].value for record in found)
         assert f"{(one + two) / 2:.1f} ± {abs(one - two) / 2**0.5:.1f}" in shown
+    finetune.main()
+    assert "fit 1" not in capsys.readouterr().out  # both are finished
 
 
 @pytest.mark.parametrize("ends", ["SIGTERM", "SIGINT", "disk"])

@@ -78,6 +78,26 @@ def test_actions_are_read_off_valid_pairs_with_their_colours(action: str, monkey
     assert bool((actions.std(dim=0) > 0).all())  # without jitter, colours would not differ
 
 
+def test_actions_are_read_in_evaluation_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of networks left in training mode: running statistics in the encoder, and no drop-out in the model's head."""
+    learner, config, model = reader("exact", SIMCLR_CIFAR)
+    mean, variance = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.01, 0.3, 2.0])
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean, norm.running_var = mean.clone(), variance.clone()
+
+    class Standardised(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - mean) / (variance + norm.eps).sqrt()
+
+    encoder, head = learner.encoder, model.head
+    learner.encoder = nn.Sequential(encoder, Standardised())
+    expected = measure.read_actions(learner, config, IMAGES)
+    learner.encoder, model.head = nn.Sequential(encoder, norm), nn.Sequential(head, nn.Dropout(0.5))
+    learner.train()
+    assert measure.read_actions(learner, config, IMAGES) == expected
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0, atol=0)
+
+
 def streamed(folder: Path, sizes: list[tuple[int, int]]) -> ImageFiles:
     for i, (height, width) in enumerate(sizes):
         pixels = np.random.default_rng(i).integers(256, size=(height, width, 3), dtype=np.uint8)

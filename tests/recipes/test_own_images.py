@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from recipes.vision import evaluate, inputs, measure, networks, own_images, pretrain, splits
 from recipes.vision.config import Config
 from recipes.vision.presets import preset
-from recipes.vision.run import read_config
+from recipes.vision.run import read_config, to_plain
+from stec.core.shards.index import INDEX
 from stec.vision.data import ImageSet
 from stec.vision.held import HeldImages
 
@@ -36,12 +37,21 @@ def save(folder: Path, n: int, sizes: list[tuple[int, int]] = SIZES) -> None:
         Image.fromarray(rng.integers(256, size=(height, width, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
+@pytest.fixture(autouse=True)
+def looked_anew() -> None:
+    own_images.forget()
+
+
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
     """15 and 10 images of three sizes in two class folders, and no test split."""
     for name, n in (("cat", 15), ("dog", 10)):
         save(tmp_path / "mine" / name, n)
     return tmp_path / "mine"
+
+
+def tear(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:300])
 
 
 def config_of(name: str, root: Path, **changes: Any) -> Config:
@@ -140,6 +150,27 @@ def test_what_does_not_fit_is_streamed_and_says_which_flag(classes: Path) -> Non
     source = inputs.training_images(config)
     assert not isinstance(source.images, HeldImages)
     assert "streamed (with a shorter side of 192 pixels, too, they take more than --memory-gb 1e-05)" in source.note
+
+
+@pytest.mark.parametrize(("epochs", "warm_up"), [(1, 0), (2, 1), (3, 2), (4, 3), (9, 3)])
+def test_a_presets_own_warm_up_ends_before_the_last_epoch(epochs: int, warm_up: int, classes: Path) -> None:
+    for config in (config_of("folder-small", classes, batch_size=8), preset("quickstart")):
+        config = dataclasses.replace(config, epochs=epochs, warmup_epochs=3)
+        made, lines = own_images.settled(config)
+        assert made == dataclasses.replace(config, warmup_epochs=warm_up)
+        said = f"warm-up of {warm_up} epochs in place of the preset's 3, of {epochs} in all"
+        assert lines == ([] if warm_up == 3 else [said])
+        assert own_images.settled(config, typed=("warmup_epochs",))[0] == config
+
+
+def test_pretraining_shortens_a_presets_warm_up_and_refuses_a_typed_one(classes: Path, tmp_path: Path) -> None:
+    argv = ["folder-small", "--root", str(classes), "--out", str(tmp_path / "run"), *SMALL]
+    at = argv.index("--warmup-epochs")
+    with pytest.raises(ValueError, match="3 warm-up epochs of 2: lower --warmup-epochs"):
+        pretrain.main([*argv[: at + 1], "3", *argv[at + 2 :]])
+    outcome = pretrain.main([*argv[:at], *argv[at + 2 :]])
+    assert outcome is not None
+    assert (preset("folder-small").warmup_epochs, read_config(tmp_path / "run").warmup_epochs) == (3, 1)
 
 
 # --- a held-out share ------------------------------------------------------------------------------------------------
@@ -280,7 +311,7 @@ def test_what_cannot_be_split_is_refused(classes: Path, tmp_path: Path) -> None:
     save(tmp_path / "single" / "b", 2)
     save(tmp_path / "both" / "train" / "a", 2)
     save(tmp_path / "both" / "test" / "a", 2)
-    refused(tmp_path / "flat", "has no classes to hold a share of out")
+    refused(tmp_path / "flat", "has no classes to hold a share of out.*there are not two or more class folders")
     refused(tmp_path / "single", "single/a holds a single image")
     refused(tmp_path / "both", "has a test split already")
     refused(tmp_path / "nowhere", "nowhere does not exist")
@@ -289,7 +320,156 @@ def test_what_cannot_be_split_is_refused(classes: Path, tmp_path: Path) -> None:
     refused(tmp_path / "half", "has train/ and no test split; give --root .*half/train")
     refused(classes, "holdout is 1.0; need a share", share=1.0)
     refused(classes, "reads no such folder", data="cifar10")
+    with pytest.raises(ValueError, match="takes a share of a folder of images apart: give --root FOLDER"):
+        own_images.hold_out(preset("folder-small"), 0.2, tmp_path / "run")
+    for folder in ("shards", "below/train"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / INDEX).touch()
+        root = tmp_path / folder.split("/")[0]
+        refused(root, f"{root.name} holds shards, of which no share can be held out; lay .* test/<class>/, write each")
     assert not (tmp_path / "run").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot write to .*file/run"):
+        own_images.hold_out(config_of("folder-small", classes), 0.2, tmp_path / "file" / "run")
+
+
+def test_what_keeps_a_folder_from_having_classes_is_named(classes: Path, tmp_path: Path) -> None:
+    def why(root: Path) -> str:
+        with pytest.raises(ValueError, match="has no classes to hold a share of out for probes") as raised:
+            own_images.hold_out(config_of("folder-small", root), 0.2, tmp_path / "run")
+        note = inputs.training_files(config_of("folder-small", root))[1]
+        assert note == f", unlabelled ({inputs.why_unlabelled(root)})"
+        assert f"({inputs.why_unlabelled(root)})" in own_images.how_to_probe(config_of("folder-small", root), Path("a"))
+        return str(raised.value).split("for probes: ")[1]
+
+    (classes / "cat" / "0.png").rename(classes / "cover.png")
+    assert why(classes).startswith("cover.png lies beside the class folders; move what has no class away, or")
+    for i in (1, 2):
+        (classes / "cat" / f"{i}.png").rename(classes / f"{i}.png")
+    assert why(classes).startswith("1.png and 2 more images lie beside the class folders; move")
+    for name in ("1.png", "2.png", "cover.png"):
+        (classes / name).unlink()
+    (tmp_path / "above" / "deep").mkdir(parents=True)
+    classes.rename(tmp_path / "above" / "deep" / "mine")
+    inner = tmp_path / "above" / "deep" / "mine"
+    assert why(tmp_path / "above").startswith(f"the class folders lie in {inner}; give --root {inner}, or")
+    assert own_images.hold_out(config_of("folder-small", inner), 0.2, tmp_path / "run")[1].startswith("4 of 22")
+
+
+def test_your_own_images_without_a_root() -> None:
+    with pytest.raises(ValueError, match=r"^preset 'folder-small' reads your own images: give --root FOLDER$"):
+        own_images.settled(preset("folder-small"))
+
+
+# --- broken images to test on ----------------------------------------------------------------------------------------
+
+
+def test_broken_held_out_images_are_found_before_training(classes: Path, tmp_path: Path) -> None:
+    split = splits.make_split(classes, 0.2, seed=own_images.SPLIT_SEED)
+    for name in split.test[:4]:
+        tear(classes / name)
+    argv = ["folder-small", "--root", str(classes), "--out", str(tmp_path / "run"), "--holdout", "0.2", *SMALL]
+    with pytest.raises(ValueError, match=r"^of the images to test probes on, 4 of 5 .* and 1 more\. .*--skip-broken"):
+        pretrain.main(argv)
+    assert not list((tmp_path / "run").glob("*"))  # no split of images that are to be removed, and nothing trained
+    for name in split.test[:4]:
+        (classes / name).unlink()
+    assert pretrain.main(argv) is not None
+
+
+def test_broken_images_of_a_test_folder_are_found_and_one_without_labels_is_not_looked_at(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "test/cat"):
+        save(tmp_path / "mine" / name, 3)
+    config = config_of("folder-small", tmp_path / "mine", batch_size=2)
+    arguments = pretrain.Arguments(config)
+    assert pretrain.settle(arguments, tmp_path / "run", going_on=False, typed=()) == config
+    tear(tmp_path / "mine" / "test" / "cat" / "1.png")
+    with pytest.raises(ValueError, match=r"cat/1\.png"):  # a later command of this process looks anew
+        pretrain.settle(arguments, tmp_path / "run", going_on=False, typed=())
+    with pytest.raises(ValueError, match=r"of the images to test probes on, 1 of 3 .*cat/1\.png cannot be read"):
+        own_images.settled(config)
+    skipping = dataclasses.replace(config, skip_broken=True)
+    assert own_images.settled(skipping) == (skipping, ["test images: 1 unreadable left out: cat/1.png"])
+    (tmp_path / "mine" / "test" / "cat").rename(tmp_path / "mine" / "cat")
+    save(tmp_path / "mine" / "test", 2)  # flat, as where labels are kept secret: pretraining needs none
+    own_images.forget()
+    assert own_images.settled(config) == (config, [])
+
+
+def test_images_gone_from_a_split_are_found_before_training(classes: Path, tmp_path: Path) -> None:
+    config, _ = own_images.hold_out(config_of("folder-small", classes, batch_size=8), 0.2, tmp_path / "run")
+    assert config.root is not None
+    own_images.forget()
+    (classes / splits.read_split(config.root).test[0]).unlink()
+    with pytest.raises(ValueError, match="names 1 images that are gone from"):
+        own_images.settled(config)
+
+
+def test_skipped_test_images_are_said_by_pretraining_and_evaluation(
+    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn = splits.make_split(classes, 0.2, seed=own_images.SPLIT_SEED).test[0]
+    whole = (classes / torn).read_bytes()
+    argv = ["folder-small", "--root", str(classes), "--holdout", "0.2", *SMALL]
+    strict = pretrain.main([*argv, "--out", str(tmp_path / "strict")])
+    tear(classes / torn)
+    skipping = pretrain.main([*argv, "--out", str(tmp_path / "skipping"), "--skip-broken"])
+    assert strict is not None
+    assert skipping is not None
+    line = f"test images: 1 unreadable left out: {torn}"
+    assert capsys.readouterr().out.count(line) == 1
+    arguments = evaluate.Arguments(strict.checkpoint, protocols=("knn",), actions=False)
+    with pytest.raises(ValueError, match=r"1 of 5 files .*--skip-broken"):
+        evaluate.evaluate(arguments)
+    for asked in (
+        dataclasses.replace(arguments, skip_broken=True),
+        dataclasses.replace(arguments, checkpoint=skipping.checkpoint),
+    ):
+        (record,) = evaluate.evaluate(asked)
+        assert (record.results[0].details["train"], record.results[0].details["test"]) == (20, 4)
+        assert record.settings["skip_broken"] is True
+        assert capsys.readouterr().out.count(line) == 1
+    (classes / torn).write_bytes(whole)
+    assert evaluate.evaluate(arguments)[0].results[0].details["test"] == 5
+    assert "left out" not in capsys.readouterr().out
+
+
+def test_many_runs_on_a_folder_look_at_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train/cat", "train/dog", "test/cat"):
+        save(tmp_path / "mine" / name, 5)
+    asked: Counter[str] = Counter()
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            asked[name] += 1
+            return function(*args, **named)
+
+        monkeypatch.setattr(module, name, call)
+
+    for module, name in ((inputs, "training_files"), (own_images, "several_sizes"), (own_images, "load")):
+        counted(module, name)
+    configs = [config_of(name, tmp_path / "mine", seed=seed) for name in ("tiny-stec", "tiny-byol") for seed in (0, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(own_images, "is_first", lambda: False)
+        own_images.settled(configs[0])
+        assert asked == {"training_files": 1, "several_sizes": 1}  # no test images
+    for config in configs:
+        assert own_images.settled(config)[0].augmentation.size == 32
+    assert asked == {"training_files": 1, "several_sizes": 1, "load": 1}
+    for limit in (4, 6):
+        own_images.settled(dataclasses.replace(configs[0], limit=limit))
+    own_images.settled(dataclasses.replace(configs[0], skip_broken=True))
+    assert asked == {"training_files": 3, "several_sizes": 3, "load": 2}
+    assert "checking" not in capsys.readouterr().out
+    monkeypatch.setattr(own_images, "MANY", 5)
+    own_images.forget()
+    own_images.settled(configs[0])
+    assert asked == {"training_files": 4, "several_sizes": 4, "load": 3}
+    assert "checking test images: 5 of 5" in capsys.readouterr().out
 
 
 def test_a_split_that_is_none_is_refused(classes: Path, tmp_path: Path) -> None:
@@ -298,6 +478,7 @@ def test_a_split_that_is_none_is_refused(classes: Path, tmp_path: Path) -> None:
     for content, words in (
         ("no JSON", "is no split of images"),
         ("[]", "is no split of images"),
+        (json.dumps(to_plain(preset("folder-small"))), "^.*split.json is no split of images; give --root a folder, or"),
         (json.dumps({**split, "test": 3}), "has 3 for test"),
         (json.dumps({**split, "test": ["cat/../../secret.png"]}), "lies in none of its classes"),
         (json.dumps({**split, "train": ["/etc/secret.png"]}), "lies in none of its classes"),

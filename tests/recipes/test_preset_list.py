@@ -35,6 +35,16 @@ def test_each_line_has_size_batch_and_epochs() -> None:
     assert rows(listing(SPEECH, speech.line))["cpc"][1:5] == ["1.28", "s", "64", "675"]
 
 
+def test_the_header_is_of_what_is_listed() -> None:
+    speech_header, images_header = (
+        listing(presets, line).splitlines()[0] for presets, line in ((SPEECH, speech.line), (PRESETS, vision.line))
+    )
+    assert "images" not in speech_header
+    assert "data" not in speech_header
+    assert speech_header.endswith("method, network (size of a window)")
+    assert images_header.endswith("method, network, data (size own: as the images are)")
+
+
 def test_a_word_chooses_from_names_and_lines() -> None:
     found = [name for name in rows(listing(PRESETS, vision.line, "byol")) if name in PRESETS]
     assert found

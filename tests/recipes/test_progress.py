@@ -67,6 +67,24 @@ def test_the_bar_says_it_once_and_short_runs_say_nothing(
     assert progress._losses(learner) == "loss 1.500  online 25.0 %"
 
 
+@pytest.mark.parametrize(
+    ("step", "quiet", "said"),
+    [
+        (240, False, "going on from step 240 of 936, epoch 7 of 25\n"),
+        (74, False, "going on from step 74 of 936, epoch 2 of 25\n"),
+        (75, False, "going on from step 75 of 936, epoch 3 of 25\n"),
+        (240, True, ""),
+        (0, False, ""),
+    ],
+)
+def test_a_run_that_is_taken_up_says_where(
+    step: int, quiet: bool, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer: Any = SimpleNamespace(global_step=step, estimated_stepping_batches=936.0, max_epochs=25)
+    EpochProgress(quiet=quiet).on_train_start(trainer, None)  # type: ignore[arg-type]
+    assert capsys.readouterr().out == said
+
+
 def test_durations_in_the_units_of_plans() -> None:
     assert [duration(s) for s in (89, 90, 3_569, 3_570, 172_799, 173_000)] == [
         "89 s", "2 min", "59 min", "1 h 0 min", "2 days 0 h", "2 days 0 h",

@@ -138,7 +138,8 @@ def with_actions(method: str, values: dict[int, float], **settings: object) -> l
 
 def test_what_actions_add_is_paired_by_seed_and_identity_model() -> None:
     """By hand: SimCLR +2, +4, +6 (mean 4, t * 2 / sqrt(3) = 4.97); BYOL +1, +1 on two seeds; their mean 1.5 and 2.5."""
-    simclr = with_actions("SimCLR", {0: 0.5, 1: 0.4, 2: 0.3}, identity="simclr")
+    simclr = with_actions("SimCLR", {0: 0.5, 1: 0.4}, identity="simclr")
+    simclr += with_actions("SimCLR", {2: 0.3}, identity="simclr", added_since="at its default")
     byol = with_actions("BYOL", {0: 0.3, 1: 0.2}, identity="byol")
     found = [
         *simclr,

@@ -42,6 +42,7 @@ def test_lists_become_tuples_and_defaults_stand(settings: dict[str, Any]) -> Non
         ({"scale": [0.1, 1.0], "size": 1, "hidden": [1.5]}, "for hidden"),
         ({"scale": [0.1, 1.0], "size": 1, "hue": 1}, "has hue, no setting of Law"),
         ({"scale": [0.1, 1.0]}, "does not have size"),
+        ({"scale": [0.1, 1.0], "hue": 1}, "has hue and lacks size: it is another file, or of another version"),
     ],
 )
 def test_what_is_refused_names_file_and_field(settings: dict[str, Any], words: str) -> None:

@@ -80,7 +80,8 @@ def test_without_webdataset_it_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("webdataset", "webdataset.writer"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails
     with pytest.raises(ValueError, match=r'with webdataset: pip install -e "\.\[shards\]"'):
-        command.main([str(tmp_path / "images"), "--out", str(tmp_path / "shards")])
+        command.main([str(tmp_path / "images"), "--out", str(tmp_path / "shards" / "train")])
+    assert os.listdir(tmp_path) == ["images"]  # no unfinished shards, for which training would look
 
 
 def test_odd_files_come_out_as_they_went_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

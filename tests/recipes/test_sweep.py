@@ -482,6 +482,12 @@ def test_a_divergence_holds_for_its_settings_alone(tmp_path: Path) -> None:
     other = run._replace(config=dataclasses.replace(run.config, lr=1e-4))
     with pytest.raises(ValueError, match=r"one: .*diverged with other settings \(lr 0.002 there, 0.0001 here\); give"):
         sweep.check([other])
+    law = dataclasses.replace(run.config.augmentation, size=48)
+    other = run._replace(config=dataclasses.replace(run.config, augmentation=law))
+    with pytest.raises(
+        ValueError, match=r"other settings \(augmentation\.size None there, 48 here\); give another --runs"
+    ):
+        sweep.check([other])
 
 
 def test_what_is_not_a_divergence_is_tried_again(tmp_path: Path) -> None:
@@ -674,10 +680,18 @@ def test_the_band_is_explained(tmp_path: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["lambda_manip=0", plots.BAND, "mean"]
 
 
+@pytest.mark.parametrize(("seeds", "bars"), [([0.4], 0), ([0.4, 0.5], 0), ([0.4, 0.5, 0.6], 1)])
+def test_the_legend_has_the_bars_that_are_drawn(seeds: list[float], bars: int, tmp_path: Path) -> None:
+    figure = drawn(tmp_path, "bins", {"bins=4": [seeds], "bins=6": [seeds]})
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["mean"]
+    assert len(legend.findobj(LineCollection)) == bars
+
+
 def test_two_seeds_have_no_interval_and_accuracies_stay_within_0_and_100(tmp_path: Path) -> None:
     def ends(figure: Figure) -> list[float]:
-        (bars,) = (c for c in figure.axes[0].collections if hasattr(c, "get_segments"))
-        return [float(y) for segment in bars.get_segments() if len(segment) for y in segment[:, 1]]
+        bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+        return [float(y) for c in bars for segment in c.get_segments() if len(segment) for y in segment[:, 1]]
 
     two = drawn(tmp_path, "bins", {"bins=4": [[0.4, 0.6]], "bins=6": [[0.5, 0.6]]})
     assert ends(two) == []

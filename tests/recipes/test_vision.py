@@ -379,6 +379,8 @@ def test_a_broken_file_is_named_or_left_out_on_request(tmp_path: Path) -> None:
         train(own(tmp_path / "mine"), tmp_path / "a", quiet=True)
     source = inputs.training_images(own(tmp_path / "mine", skip_broken=True))
     assert "20 images, 1 unreadable left out: broken.png" in source.note
+    assert source.left_out == "1 unreadable left out: broken.png"
+    assert inputs.training_images(own(tmp_path / "mine", skip_broken=True, memory_gb=1e-6)).left_out == source.left_out
 
 
 # --- mistakes, found before hours are spent --------------------------------------------------------------------------
@@ -410,6 +412,38 @@ def test_an_unknown_override_names_the_nearest(capsys: pytest.CaptureFixture[str
 def test_mistakes_in_settings(changes: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
         train(tiny(**changes), tmp_path / "run", quiet=True)
+
+
+def test_views_of_no_pixels_name_their_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--size", "0"], ["--size", "-3"]):
+        with pytest.raises(SystemExit):
+            pretrain.main(["quickstart", *words, "--out", str(tmp_path / "run")])
+        captured = capsys.readouterr()
+        said = " ".join((captured.out + captured.err).replace("│", " ").split())
+        assert f"views of {words[1]} pixels; need at least 1 a side, such as --size 32" in said
+    config = dataclasses.replace(preset("tiny-relicv2"), small_size=0)
+    with pytest.raises(ValueError, match=r"views of 0 pixels.*--small-size 16"):
+        networks.views(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_actions_read_worse_than_by_a_blind_guess_are_said_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"width": 4, "limit": 64, "batch-size": 16, "epochs": 2, "projection-hidden": 16, "manipulation-hidden": 16}
+    words = ["quickstart", "--precision", "32-true", *(word for k, v in sizes.items() for word in (f"--{k}", str(v)))]
+    outcome = pretrain.main([*words, "--out", str(tmp_path / "run")])
+    assert outcome is not None
+    assert "above the" not in capsys.readouterr().out
+    for nats, said in ((1.09 * math.log(6), False), (1.11 * math.log(6), True), (286_945.0, True)):
+        outcome.learner.last["manipulation"] = nats
+        line = pretrain.unread(outcome)
+        assert bool(line) == said
+    assert line.startswith("manipulation ended at 286,945.000 nats, above the 1.789 of a model")
+    del outcome.learner.last["manipulation"]
+    assert pretrain.unread(outcome) == ""
+    pretrain.main([*words, "--lr", "30", "--optimizer", "sgd", "--out", str(tmp_path / "high")])
+    assert "of a model blind to the views: it reads no actions off them; try a lower --lr" in capsys.readouterr().out
 
 
 def test_a_run_is_not_overwritten(run: Path) -> None:

@@ -387,6 +387,29 @@ def test_streamed_files_are_read_in_full_where_broken_ones_are_skipped(tmp_path:
     assert len(loaded.broken) == 1
 
 
+@pytest.mark.parametrize("budget", [BUDGET, 1])
+def test_what_is_left_out_is_named_below_the_root_and_the_rest_counted(tmp_path: Path, budget: int) -> None:
+    save(tmp_path / "a" / "good.png")
+    files = image_folder(tmp_path, labelled=True)
+    assert load(files, size=None, memory_budget=budget, skip_broken=True).left_out == ""
+    for n, name in enumerate(("b/0.png", "a/1.png", "b/2.png", "a/3.png"), 1):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+        files = image_folder(tmp_path, labelled=True)
+        with pytest.raises(ValueError, match=rf"^{n} of {n + 1} files") as raised:
+            load(files, size=None, memory_budget=budget)
+        assert (", and 1 more. Restore" in str(raised.value)) == (n == 4)
+        assert str(raised.value).count("is no image") == min(n, 3)
+        found = load(files, size=None, memory_budget=budget, skip_broken=True).left_out
+        expected = {
+            1: "1 unreadable left out: b/0.png",
+            2: "2 unreadable left out: a/1.png, b/0.png",
+            3: "3 unreadable left out: a/1.png, b/0.png, b/2.png",
+            4: "4 unreadable left out: a/1.png, a/3.png, b/0.png and 1 more",
+        }
+        assert found == expected[n]
+
+
 def test_nothing_left_is_an_error_even_where_broken_files_are_skipped(tmp_path: Path) -> None:
     for i in range(5):
         (tmp_path / f"{i}.jpg").write_bytes(b"no image")
