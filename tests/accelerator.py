@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._decomp.decompositions import gru_impl, lstm_impl
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -44,7 +44,7 @@ MEETS_HOST = COPIES | {"index", "index_put_", "_index_put_impl_"}  # take host t
 # What autocast takes in its narrow type; one argument of another type then is an error, as on a GPU.
 NARROW = ("matmul", "mm", "mv", "bmm", "addmm", "baddbmm", "linear", "conv1d", "conv2d", "conv3d")
 _AUTOCAST = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("AutocastPrivateUse1"))
-_rules = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")  # they hold as long as this object lives
+_rules = library.Library("aten", "IMPL", "AutocastPrivateUse1")  # they hold as long as this object lives
 
 
 def _narrowed(name: str) -> Callable[..., Any]:
@@ -61,8 +61,8 @@ def _narrowed(name: str) -> Callable[..., Any]:
     return narrowed
 
 
-_others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-_others.fallback(torch.library.fallthrough_kernel)  # autocast leaves them alone
+_others = library.Library("_", "IMPL", "AutocastPrivateUse1")
+_others.fallback(library.fallthrough_kernel)  # autocast leaves them alone
 for _name in NARROW:
     _rules.impl(_name, _narrowed(_name))
 
